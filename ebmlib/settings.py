@@ -143,7 +143,16 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
         {
             "smoke": SMALL | {"width": 4, "K": 2, "iterations": 3, "batch": 8, "samples": 16, "warmup": 1},
             "quick": SMALL | {"iterations": 200, "samples": 256, "lr": 1e-3, "warmup": 50, "ema": 0.98},
-            "cpu": SMALL | {"iterations": 8000, "samples": 2048, "warmup": 100, "precision": "bfloat16"},
+            "cpu": SMALL
+            | {
+                "multipliers": (1, 2, 4, 8),  # the coarse floors are almost free on a CPU
+                "batch": 32,
+                "iterations": 10_000,
+                "lr": 1e-3,
+                "warmup": 200,
+                "precision": "bfloat16",
+                "samples": 2048,
+            },
             "gpu": {
                 "width": 64,
                 "blocks": 2,
