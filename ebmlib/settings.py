@@ -5,6 +5,7 @@
 
 import difflib
 import html
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,10 +17,16 @@ SHELL = ("In", "Out", "exit", "quit", "open", "get_ipython")  # what IPython its
 
 
 def value(
-    default: Any, text: Any = None, code: Any = None, source: str = "", low: float | None = None, allowed: tuple = ()
+    default: Any,
+    text: Any = None,
+    code: Any = None,
+    source: str = "",
+    low: float | None = None,
+    below: float | None = None,
+    allowed: tuple = (),
 ) -> Any:
-    """A setting: its default, what the paper's text and the released code say, where, the least value, the choices."""
-    known = {"text": text, "code": code, "source": source, "low": low, "allowed": allowed}
+    """A setting: its default, what the paper's text and the released code say, where, least value, bound, choices."""
+    known = {"text": text, "code": code, "source": source, "low": low, "below": below, "allowed": allowed}
     return field(default=default, metadata=known)
 
 
@@ -57,7 +64,7 @@ class DRLToy:
     batch: int = value(384, low=1)
     lr: float = value(3e-3, 1e-4, 1e-4, "Appendix B, for images; here with a half cosine to 0", low=0)
     warmup: int = value(200, None, 1000, "for images", low=0)
-    ema: float = value(0.995, None, 0.999, "for images", low=0)
+    ema: float = value(0.995, None, 0.999, "for images", low=0, below=1)
     clip_norm: float = value(1.0, source="gradient norm", low=0)
     short_K: int = value(30, source="the short-run baseline of Figure 2, from uniform noise", low=1)
     short_step: float = value(5e-3, source="its Langevin step at temperature 1", low=0)
@@ -82,10 +89,10 @@ class DRL:
     batch: int = value(256, 256, 256, "Table 5", low=1)
     iterations: int = value(50_000, 50_000, 50_000, "Table 5", low=1)
     lr: float = value(1e-4, 1e-4, 1e-4, "Appendix B", low=0)
-    beta1: float = value(0.9, 0.9, 0.9, "Table 5", low=0)
+    beta1: float = value(0.9, 0.9, 0.9, "Table 5", low=0, below=1)
     warmup: int = value(1000, None, 1000, "release", low=0)
     cosine: bool = value(False, None, False, "whether the rate then falls to 0 as a half cosine")
-    ema: float = value(0.999, None, 0.999, "release", low=0)
+    ema: float = value(0.999, None, 0.999, "release", low=0, below=1)
     noise: float = value(0.99, 1, 0.99, "release: at test time", low=0)
     flip: bool = value(True, True, True, "Appendix B")
     precision: str = value("float32", source="of the net's body", allowed=("float32", "bfloat16"))
@@ -199,7 +206,7 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Start:
         if name not in known:
             raise ValueError(f"unknown parameter {name}{_nearest(name, known)}: {notebook} takes {', '.join(known)}")
     preset = given.get("preset", "quick")
-    if preset not in presets:
+    if not isinstance(preset, str) or preset not in presets:
         raise ValueError(f"preset = {preset!r}{_nearest(preset, presets)}: allowed are {', '.join(presets)}")
     common = {
         "seed": _typed("seed", given.get("seed", 0), int, low=0),
@@ -222,7 +229,7 @@ def _nearest(name: Any, known: Any) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _typed(name: str, given: Any, kind: Any, low: float | None = None) -> Any:
+def _typed(name: str, given: Any, kind: Any, low: float | None = None, below: float | None = None) -> Any:
     """`given` as `kind` (int, float, bool, str, tuple[int, ...] or str | None), or one sentence."""
     names = {
         int: "a whole number",
@@ -232,6 +239,7 @@ def _typed(name: str, given: Any, kind: Any, low: float | None = None) -> Any:
         str | None: "a text or None",
     }
     bound = "" if low is None else f" of at least {low:g}"
+    bound += "" if below is None else f" and below {below:g}"
     if get_origin(kind) is tuple:
         whole = isinstance(given, list | tuple) and given and all(type(n) is int and n > 0 for n in given)
         if not whole:
@@ -239,14 +247,15 @@ def _typed(name: str, given: Any, kind: Any, low: float | None = None) -> Any:
         return tuple(given)
     wanted = get_args(kind) or (kind,)
     good = type(given) in wanted or (kind is float and type(given) is int)
-    if not good or (low is not None and not given >= low):
+    good = good and not (type(given) is float and not math.isfinite(given))
+    if not good or (low is not None and not given >= low) or (below is not None and not given < below):
         raise ValueError(f"{name} = {given!r}: allowed is {names[kind]}{bound}")
     return float(given) if kind is float else given
 
 
 def _checked(setting: Any, given: Any) -> Any:
     known = setting.metadata
-    given = _typed(setting.name, given, setting.type, known["low"])
+    given = _typed(setting.name, given, setting.type, known["low"], known["below"])
     if known["allowed"] and given not in known["allowed"]:
         choices = ", ".join(map(repr, known["allowed"]))
         raise ValueError(f"{setting.name} = {given!r}: allowed are {choices}")
