@@ -36,6 +36,7 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
         (folder / "book" / "_assets" / "langevin-static.js").write_text(script, encoding="utf-8")
     config = yaml.safe_load((project.root / "_config.yml").read_text())
     config = configured(config, os.environ.get("BOOK_REPOSITORY"), bool(script))
+    config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = committed_numbers(project)
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     contents = (project.root / "_toc.yml").read_text()
     ordered = sorted(outcomes, key=lambda outcome: contents.find(f"notebooks/{outcome.plan.name}"))
@@ -72,6 +73,24 @@ def configured(config: dict, address: str | None, with_script: bool) -> dict:
     if with_script:
         config["sphinx"]["config"]["html_js_files"] = ["langevin-static.js"]
     return config
+
+
+def committed_numbers(project: Project) -> dict[str, str]:
+    """What prose may quote as {{ notebook_result_dataset }}: the first row of that name among the committed ones.
+
+    Means over seeds come first in those files. An unknown name is a warning, which stops a strict build.
+    """
+    files = sorted((project.root / "data" / "results").glob("*.json"))
+    if not files:
+        return {}
+    from ebmlib import results
+
+    numbers: dict[str, str] = {}
+    for path in files:
+        for row in results.load(path)[0]:
+            key = re.sub(r"[^a-z0-9]+", "_", f"{path.stem} {row.name} {row.dataset}".lower()).strip("_")
+            numbers.setdefault(key, results.quantity(row.value, row.se))
+    return numbers
 
 
 def without_pages(toc: dict, missing: set[str]) -> dict:

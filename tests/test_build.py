@@ -326,6 +326,15 @@ def test_buttons_stand_only_where_the_repository_has_an_address():
     assert with_address["sphinx"]["config"]["html_js_files"] == ["langevin-static.js"]
 
 
+def test_prose_quotes_committed_numbers_means_first(project: Project):
+    assert pages.committed_numbers(project) == {}
+    mean = results.Row("KL, (ours)", 0.05264, 0.00604, dataset="9-gaussians", seed=[0, 1])
+    folder = project.root / "data" / "results"
+    folder.mkdir(parents=True)
+    results.save(folder / "one_toy.json", [mean, replace(mean, value=0.04, se=None, seed=0)])
+    assert pages.committed_numbers(project) == {"one_toy_kl_ours_9_gaussians": "0.0526 ± 0.0060"}
+
+
 def test_the_results_page_has_the_rows_of_the_page_and_the_committed_ones(project: Project):
     source = project.root / "notebooks" / "one.ipynb"
     row = results.Row(name="KL <p|q>", value=0.123456, se=0.0123, paper="none", preset="quick", seed=3)
