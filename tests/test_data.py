@@ -246,6 +246,11 @@ def test_lsun(home, monkeypatch, name, folder):
     x = data.images(name, "val", root=home, size=128)[0]
     assert np.abs(x[0].permute(1, 2, 0).numpy().astype(int) - np.asarray(referee)).max() <= 1
     assert not list(home.glob("_cache*"))  # torchvision's reader would leave pickles in the current folder
+    (home / "apart").mkdir()
+    monkeypatch.chdir(home / "apart")
+    judge = torchvision.datasets.LSUN(str(home), classes=[f"{folder}_train"])
+    assert [np.array_equal(np.asarray(picture), x) for (picture, _), x in zip(judge, (tall, wide))] == [True, True]
+    judge.dbs[0].env.close()  # a process may open it once
     with pytest.raises(ValueError, match=f"{name} has no labels"):
         data.labels(name, root=home)
 
