@@ -72,8 +72,9 @@ class TimeWideResNet(nn.Module):
     """DRL's energy net (Table 4): 3x3 convolution, N blocks a resolution, average pooling, ReLU, spatial sum, a number.
 
     x (B, channels, H, W) and t (B,) to (B,). head "dense" is the paper's Dense 1; "time" is the released code's inner
-    product with a dense layer of the time embedding. precision "bfloat16" autocasts the body. H and W must be divisible
-    by 2^(len(multipliers) - 1).
+    product with a dense layer of the time embedding. precision "bfloat16" autocasts the body in evaluation mode, where
+    chains run. The loss is a small difference of large energies and stays in float32: rounded, its gradient at DRL's
+    level 0 points elsewhere. H and W must be divisible by 2^(len(multipliers) - 1).
     """
 
     def __init__(
@@ -115,11 +116,12 @@ class TimeWideResNet(nn.Module):
         shifts = [[block.shift(temb) for block in stage] for stage in self.stages]
         weight = self.head(leaky(temb)) if self.by_time else None
         parts = 2 ** (len(self.stages) - 1)
+        rounded = self.precision is torch.bfloat16 and not self.training
 
         def energy(x: Tensor) -> Tensor:
             if x.shape[-2] % parts or x.shape[-1] % parts:  # pooling would drop the last rows without a word
                 raise ValueError(f"images of {x.shape[-2]} x {x.shape[-1]}: both sides must be divisible by {parts}")
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=rounded):
                 h = self.stem(x.contiguous(memory_format=torch.channels_last))
                 for n, stage in enumerate(self.stages):
                     h = F.avg_pool2d(h, 2) if n else h
