@@ -232,6 +232,7 @@ MUTANTS = [
     Slip("no activation before the second layer", "nets/blocks.py", "self.second(self.act(h))", "self.second(h)", NETS),
     Slip("the branch begins as something", "nets/blocks.py", "torch.zeros(channels)", "torch.ones(channels)", NETS),
     Slip("no spectral norm", "nets/blocks.py", "spectral_norm(layer) if on else layer", "layer", NETS),
+    Slip("the loss is rounded", "nets/energies.py", " and not self.training", "", NETS),
     Slip("a mean over space", "nets/energies.py", ".sum((2, 3))", ".mean((2, 3))", NETS),
     Slip(
         "a batch coupling",

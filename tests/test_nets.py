@@ -274,6 +274,15 @@ def test_bfloat16_is_the_same_net_with_fewer_digits(device, rng):
     assert float((rough_grad - grad).norm()) < 0.05 * float(grad.norm())
 
 
+def test_the_loss_is_never_rounded(device, rng):
+    """Training mode, where the loss is taken, computes in float32 at either precision."""
+    nets = [TimeWideResNet(3, 16, (1, 2), 1, precision=p).to(device) for p in ("float32", "bfloat16")]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(4, 3, 8, 8, generator=rng(5), device=device)
+    t = torch.arange(4, device=device)
+    assert torch.equal(nets[0](x, t), nets[1](x, t))
+
+
 def test_bad_arguments_get_one_sentence(device):
     with pytest.raises(ValueError, match=r"^head = 'linear': allowed are 'time', 'dense'$"):
         TimeWideResNet(width=8, head="linear")
