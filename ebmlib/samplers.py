@@ -111,16 +111,22 @@ def langevin(
     clip: float | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
+    differentiable: bool | int = False,
 ) -> tuple[Tensor, Info]:
     """Run one `langevin_step` for each pair (a, b) of the schedule; x is (B, *S) and comes back detached.
 
-    `callback(k, x)` sees the state after step k. An empty schedule returns x unchanged.
+    `callback(k, x)` sees the state after step k. An empty schedule returns x unchanged. `differentiable` steps at the
+    end keep their graph (True: all; 1: improved CD's truncated graph), memory grows with them; the start takes none.
     """
+    kept = len(schedule) if differentiable is True else int(differentiable)
+    if not 0 <= kept <= len(schedule):
+        raise ValueError(f"differentiable = {kept} steps; the schedule has {len(schedule)}")
     x = x.detach()
     nothing = x.new_full(x.shape[:1], math.nan)
     info = Info(nothing, nothing, torch.ones_like(nothing))
     for k, (a, b) in enumerate(schedule):
-        x, info = langevin_step(energy, x, a, b, rng=rng, clip=clip, project=project)
+        graph = k >= len(schedule) - kept
+        x, info = langevin_step(energy, x, a, b, rng=rng, clip=clip, project=project, differentiable=graph)
         if callback is not None:
             callback(k, x)
     return x, info

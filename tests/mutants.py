@@ -33,6 +33,7 @@ class Slip(NamedTuple):
 
 CORE, SAMPLERS, RECOVERY = ("test_core.py",), ("test_samplers.py",), ("test_recovery.py",)
 OBJECTIVES, PARTITION, NETS = ("test_objectives.py",), ("test_partition.py",), ("test_nets.py",)
+RESERVOIR = ("test_reservoir.py",)
 DENSITIES = ("test_densities.py::test_blurred_is_the_convolution_with_a_gaussian",)
 SETTINGS, TRAINING = ("test_settings.py",), ("test_training.py::test_ema_against_the_closed_form",)
 
@@ -214,6 +215,72 @@ MUTANTS = [
         'stats["pos"] - stats["neg"]',
         OBJECTIVES,
     ),
+    Slip("the KL term moves the weights", "objectives.py", "with evaluating(energy):", "if True:", OBJECTIVES),
+    Slip(
+        "the KL term's sample is cut",
+        "objectives.py",
+        "checked(energy, x_neg)",
+        "checked(energy, x_neg.detach())",
+        OBJECTIVES,
+    ),
+    Slip("entropy loses its square root", "objectives.py", "0.5 * square.clamp", "square.clamp", OBJECTIVES),
+    Slip("the farthest for the nearest", "objectives.py", "apart.argmin(1)", "apart.argmax(1)", OBJECTIVES),
+    Slip("the floor is not squared", "objectives.py", "clamp(min=floor**2)", "clamp(min=floor)", OBJECTIVES),
+    Slip("no floor", "objectives.py", "square.clamp(min=floor**2).log()", "square.log()", OBJECTIVES),
+    Slip(
+        "the reference is pushed too",
+        "objectives.py",
+        "reference.detach().flatten(1)",
+        "reference.flatten(1)",
+        OBJECTIVES,
+    ),
+    Slip(
+        "one step less keeps its graph",
+        "samplers.py",
+        "k >= len(schedule) - kept",
+        "k > len(schedule) - kept",
+        SAMPLERS,
+    ),
+    Slip(
+        "True is one step",
+        "samplers.py",
+        "len(schedule) if differentiable is True else",
+        "1 if differentiable is True else",
+        SAMPLERS,
+    ),
+    Slip("bytes are cut, not rounded", "reservoir.py", ".round().clamp(0, 255)", ".clamp(0, 255)", RESERVOIR),
+    Slip("bytes wrap around", "reservoir.py", ".round().clamp(0, 255)", ".round().to(torch.int32)", RESERVOIR),
+    Slip("bytes come back unscaled", "reservoir.py", "(x.float() / 255)", "x.float()", RESERVOIR),
+    Slip(
+        "bytes lose their origin",
+        "reservoir.py",
+        "self.low + (self.high - self.low) * (x",
+        "(self.high - self.low) * (x",
+        RESERVOIR,
+    ),
+    Slip(
+        "the restart share is turned round",
+        "reservoir.py",
+        "device=x.device) < restart",
+        "device=x.device) > restart",
+        RESERVOIR,
+    ),
+    Slip(
+        "the oldest places go first",
+        "reservoir.py",
+        "torch.randperm(len(self.x), generator=rng, device=self.x.device)[: len(x)]",
+        "torch.arange(len(x))",
+        RESERVOIR,
+    ),
+    Slip(
+        "a push meets a place twice",
+        "reservoir.py",
+        "torch.randperm(len(self.x), generator=rng, device=self.x.device)[: len(x)]",
+        "torch.randint(len(self.x), (len(x),), generator=rng)",
+        RESERVOIR,
+    ),
+    Slip("a push keeps its graph", "reservoir.py", "x = x.detach().float()", "x = x.float()", RESERVOIR),
+    Slip("the state is not loaded", "reservoir.py", "        self.x.copy_(x)\n", "", RESERVOIR),
     Slip("the cell's area is forgotten", "partition.py", " + 2 * math.log(2 * box / n)", "", PARTITION),
     Slip("log Z of exp(+E)", "partition.py", "torch.logsumexp(-values", "torch.logsumexp(values", PARTITION),
     Slip("KL's sign", "partition.py", "p * (lp - lq)", "p * (lq - lp)", PARTITION),

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "ebmlib"
 # module: (modules of the library that it may import, third-party packages at its top beside torch and numpy)
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "core": (set(), set()),
+    "reservoir": (set(), set()),
     "nets.blocks": (set(), set()),
     "nets.energies": ({"core", "nets.blocks"}, set()),
     "nets.features": (set(), set()),

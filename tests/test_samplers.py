@@ -204,6 +204,29 @@ def test_unrolled_steps_have_the_gradient_of_finite_differences(device, rng):
     assert torch.autograd.gradcheck(two_steps, (w, x.requires_grad_()))
 
 
+@pytest.mark.parametrize("kept", [1, 2, 5, True])
+def test_a_chain_keeps_the_graph_of_its_last_steps(kept, device, rng):
+    """On E = w |x|^2 / 2 a step is x' = (1 - a w) x + b xi, so dx'/dw = (1 - a w) dx/dw - a x: an exact recursion."""
+    w = torch.tensor(0.8, device=device, dtype=torch.float64, requires_grad=True)
+    schedule = [(0.3, 0.2), (0.1, 0.0), (0.2, 0.5), (0.0, 0.4), (0.25, 0.1)]
+    start = torch.randn(40, 3, generator=rng(20), device=device, dtype=torch.float64)
+    x, info = langevin(lambda x: 0.5 * w * (x**2).sum(1), start, schedule, rng=rng(21), differentiable=kept)
+    end, slope, generator = start, torch.zeros_like(start), rng(21)
+    for k, (a, b) in enumerate(schedule):
+        counts = k >= len(schedule) - (len(schedule) if kept is True else kept)
+        slope = (1 - a * 0.8) * slope - a * end if counts else slope
+        end = (1 - a * 0.8) * end + b * (samplers.noise_like(end, generator) if b else 0)
+    torch.testing.assert_close(x, end)
+    torch.testing.assert_close(torch.autograd.grad(x.pow(2).sum(), w)[0], (2 * end * slope).sum())
+    assert not any(field.requires_grad for field in info)
+
+
+def test_more_differentiable_steps_than_there_are_is_refused(device):
+    for kept in (4, -1):
+        with pytest.raises(ValueError, match=rf"^differentiable = {kept} steps; the schedule has 3$"):
+            langevin(gaussian(1.0), torch.zeros(2, 2, device=device), samplers.ula(0.1, 3), differentiable=kept)
+
+
 @pytest.mark.parametrize("sampler", ["langevin", "langevin_step", "mala", "hmc"])
 def test_samplers_return_no_graph_and_leave_no_weight_gradients(sampler, device, dtype, rng):
     w = torch.tensor(1.5, device=device, dtype=dtype, requires_grad=True)

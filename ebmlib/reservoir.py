@@ -1,0 +1,87 @@
+"""The replay buffer of past samples that chains start from (persistent chains that are now and then restarted)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Noise = Callable[[int, torch.Generator | None], Tensor]
+STORED = ("float32", "uint8")
+
+
+class Reservoir:
+    """`capacity` samples on the device of `noise(n, rng) -> (n, *S)`, which fills it and restarts chains.
+
+    `stored` "uint8" keeps one byte a number: x in [low, high] (clamped) is rounded to 256 values, and `draw` gives
+    floats again, off by at most (high - low) / 510. state_dict holds the samples; `training.fit` saves them in `state`.
+    Source: improved CD and IGEBM keep 10,000; restarts are .1 % there and 5 % here and in JEM.
+    """
+
+    def __init__(
+        self,
+        noise: Noise,
+        rng: torch.Generator | None = None,
+        *,
+        capacity: int = 10_000,
+        restart: float = 1e-3,
+        stored: str = "float32",
+        low: float = 0.0,
+        high: float = 1.0,
+    ):
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ValueError(f"a reservoir's capacity must be a whole number of at least 1, not {capacity!r}")
+        if not 0 <= restart <= 1:
+            raise ValueError(f"a reservoir's restart is a share from 0 to 1, not {restart!r}")
+        if stored not in STORED:
+            raise ValueError(f"stored = {stored!r}: allowed are {', '.join(map(repr, STORED))}")
+        if not low < high:
+            raise ValueError(f"a reservoir's range must have low < high, not low = {low!r} and high = {high!r}")
+        self.noise, self.restart, self.stored, self.low, self.high = noise, restart, stored, low, high
+        self.x = self._packed(noise(capacity, rng))  # (capacity, *S)
+        if len(self.x) != capacity:
+            raise ValueError(f"a reservoir's noise must give as many samples as asked: {capacity}, not {len(self.x)}")
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def draw(self, n: int, rng: torch.Generator | None = None, *, restart: float | None = None) -> Tensor:
+        """n samples (n, *S), float32: each is fresh noise with probability `restart` (None: the reservoir's own share),
+        else one of the kept ones, picked with replacement. restart = 0 gives past samples only.
+        """
+        place = torch.randint(len(self.x), (n,), generator=rng, device=self.x.device)
+        x = self._unpacked(self.x[place])
+        restart = self.restart if restart is None else restart
+        if restart == 0:
+            return x
+        fresh = torch.rand(n, generator=rng, device=x.device) < restart
+        return torch.where(fresh.reshape(-1, *[1] * (x.ndim - 1)), self.noise(n, rng).to(x), x)
+
+    def push(self, x: Tensor, rng: torch.Generator | None = None) -> None:
+        """Let x (n, *S), n up to the capacity, take n different places at random; x's graph is not kept."""
+        if x.shape[1:] != self.x.shape[1:] or len(x) > len(self.x):
+            shape = f"samples of shape {tuple(self.x.shape[1:])}, at most {len(self.x)} at once"
+            raise ValueError(f"this reservoir takes {shape}; got {tuple(x.shape)}")
+        place = torch.randperm(len(self.x), generator=rng, device=self.x.device)[: len(x)]
+        self.x[place] = self._packed(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"x": self.x, "low": self.low, "high": self.high}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        x = state["x"]
+        saved = (tuple(x.shape), x.dtype, state["low"], state["high"])
+        own = (tuple(self.x.shape), self.x.dtype, self.low, self.high)
+        if saved != own:
+            raise ValueError(f"the saved reservoir has shape, type and range {saved}, this one {own}")
+        self.x.copy_(x)
+
+    def _packed(self, x: Tensor) -> Tensor:
+        x = x.detach().float()
+        if self.stored == "float32":
+            return x.clone()
+        return ((x - self.low) * (255 / (self.high - self.low))).round().clamp(0, 255).to(torch.uint8)
+
+    def _unpacked(self, x: Tensor) -> Tensor:
+        # Through floats first: bytes would wrap around in any sum, and a gradient step cannot move them.
+        return x if self.stored == "float32" else self.low + (self.high - self.low) * (x.float() / 255)
