@@ -23,11 +23,14 @@ Step = Callable[[Any], tuple[Tensor, Stats]]
 
 
 class Diverged(RuntimeError):
-    """The loss, a watched stat or the weights left their bounds; `iteration` and the last good `checkpoint` or None."""
+    """The loss, a watched stat or the weights left their bounds at `iteration`.
 
-    def __init__(self, message: str, iteration: int, checkpoint: Any = None):
+    `checkpoint` is the last good one or None; `history` holds what was logged before.
+    """
+
+    def __init__(self, message: str, iteration: int, checkpoint: Any = None, history: Any = None):
         super().__init__(message)
-        self.iteration, self.checkpoint = iteration, checkpoint
+        self.iteration, self.checkpoint, self.history = iteration, checkpoint, history
 
 
 # Devices, generators, data -------------------------------------------------------------------------------------------
@@ -393,7 +396,8 @@ class _Keeper(contextlib.AbstractContextManager):
         if self.good is not None:
             number = int(self.good.stem.rpartition("-")[2])
             which = f"the last good checkpoint is {self.good} (iteration {number})"
-        raise Diverged(f"training diverged at iteration {bad[0]}: {bad[1]}; {which}", bad[0], self.good)
+        message = f"training diverged at iteration {bad[0]}: {bad[1]}; {which}"
+        raise Diverged(message, bad[0], self.good, self.parts.history)
 
 
 def fit(

@@ -289,6 +289,7 @@ def test_divergence_names_value_iteration_and_good_checkpoint(tmp_path, value, a
     text = one_line(error)
     assert f"at iteration {at}: loss is {value:.6g}" in text
     assert error.value.iteration == at
+    assert error.value.history.step.tolist() == [1, *range(5, at, 5)]
     if good is None:
         assert text.endswith("there is no checkpoint yet")
         assert error.value.checkpoint is None
