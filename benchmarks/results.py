@@ -25,7 +25,7 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
         ({"dataset": "checkerboard"}, (0, 1, 2)),
         ({"dataset": "25-gaussians", "b2": 0.02, "iterations": 2000}, (0,)),
     ],
-    "improved_cd_toy": [({"dataset": "25-gaussians"}, tuple(range(10)))],
+    "improved_cd_toy": [({"dataset": "25-gaussians", "step": step}, tuple(range(10))) for step in (0.012, 0.006)],
 }
 PRESET = "paper"
 

@@ -77,7 +77,7 @@ class ImprovedCDToy:
     """Settings of `improved_cd_toy`. The supplement (B.2, D) and the release speak of images in [0, 1], none of 2D."""
 
     K: int = value(10, 40, 40, "supplement, B.2", low=1)
-    step: float = value(6e-3, 500, 100, "B.2, CIFAR-10; the Gaussians' variance is .007", low=1e-6)
+    step: float = value(0.012, 500, 100, "B.2, CIFAR-10; here just below twice the modes' variance, .014", low=1e-6)
     temperature: float = value(
         1.0, 1e-9, 5e-9, "b^2 / 2a: B.2 has noise .001; at 1 the density can be judged", low=1e-9
     )
@@ -88,16 +88,16 @@ class ImprovedCDToy:
         0.3, None, 0.3, "weight of the mean log distance; Eq. 7 itself: d = 2 at temperature 1", low=0
     )
     references: int = value(100, None, 100, "past samples for the nearest neighbor", low=1)
-    l2: float = value(0.0, None, 1.0, "of energies; 1 would hold them far below a density's", low=0)
+    l2: float = value(0.05, None, 1.0, "of energies; 1 would hold them far below a density's", low=0)
     iterations: int = value(3000, low=1)
     batch: int = value(128, None, 128, low=1)
-    lr: float = value(3e-3, None, 2e-4, low=0)
+    lr: float = value(3e-3, None, 2e-4, "here with a half cosine to 0", low=0)
     beta1: float = value(0.0, None, 0.0, "of Adam; its second is .9 in the release, here too", low=0, below=1)
-    ema: float = value(0.99, None, 0.99, low=0, below=1)
+    ema: float = value(0.998, None, 0.99, low=0, below=1)
     clip_norm: float = value(0.5, None, 0.5, "gradient norm", low=0)
     width: int = value(64, source="of three hidden layers", low=2)
-    gain: float = value(10.0, source="factor on the coordinates: the modes are narrow", low=0)
-    stable_gap: float = value(50.0, source="nats: a run whose gap leaves this bound counts as unstable", low=0)
+    gain: float = value(8.0, source="factor on the coordinates: the modes are narrow", low=0)
+    stable_gap: float = value(25.0, source="nats: a run whose gap leaves this bound counts as unstable", low=0)
     cells: int = value(400, source="of the quadrature, a side", low=20)
 
 
@@ -179,7 +179,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
         ImprovedCDToy,
         {
             "smoke": {"iterations": 20, "batch": 32, "width": 16, "K": 4, "capacity": 100, "cells": 60},
-            "quick": {"iterations": 1200, "cells": 250},
+            "quick": {"iterations": 1500, "cells": 250},
             "gpu": {},
             "paper": {},
         },
