@@ -15,7 +15,7 @@ class Reservoir:
 
     `stored` "uint8" keeps one byte a number: x in [low, high] (clamped) is rounded to 256 values, and `draw` gives
     floats again, off by at most (high - low) / 510. state_dict holds the samples; `training.fit` saves them in `state`.
-    Source: improved CD and IGEBM keep 10,000; restarts are .1 % there and 5 % here and in JEM.
+    Source: improved CD restarts .1 % of the chains, IGEBM and JEM 5 %; all three keep 10,000 samples.
     """
 
     def __init__(
