@@ -159,7 +159,7 @@ def _curve_nodes(curve: Curve, dtype: torch.dtype, device: torch.device) -> tupl
     """Gauss-Legendre nodes on the unscaled curve, (2, m), and their log weights, (m,).
 
     Each arc is cut into panels of equal length, 14 noise widths at most, with 24 nodes each: an error near 1e-9 for a
-    Gaussian of that width. At least 2 panels an arc follow its bends and the law of t where the noise is wide.
+    Gaussian of that width. At least 3 panels an arc follow its bends and the law of t where the noise is wide.
     """
     node, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(24))
     fine = torch.linspace(*curve._range, 4001, dtype=torch.float64)
@@ -167,7 +167,7 @@ def _curve_nodes(curve: Curve, dtype: torch.dtype, device: torch.device) -> tupl
     for arc in range(curve.arcs):
         pieces = curve._point(arc, fine).diff(dim=1).square().sum(0).sqrt()
         length = np.concatenate(([0.0], pieces.cumsum(0).numpy()))
-        panels = max(2, math.ceil(length[-1] / (14 * curve.noise)))
+        panels = max(3, math.ceil(length[-1] / (14 * curve.noise)))
         edge = torch.as_tensor(np.interp(np.linspace(0, length[-1], panels + 1), length, fine.numpy()))
         half = edge.diff()[:, None] / 2
         t = (edge[:-1, None] + half * (node + 1)).flatten()
