@@ -61,8 +61,8 @@ class MLToy:
     lr: float = value(1e-3, source="with a half cosine to 0", low=0)
     warmup: int = value(200, low=0)
     ema: float = value(0.995, low=0)
-    long_K: int = value(20_000, source="steps of the long chains", low=2)
-    long_chains: int = value(1000, source="from noise, and as many from data", low=10)
+    long_K: int = value(10_000, source="steps of the long chains", low=2)
+    long_chains: int = value(500, source="from noise, and as many from data", low=10)
     cells: int = value(600, source="a side, for quadrature", low=50)
     samples: int = value(10_000, source="held-out data", low=100)
 
@@ -154,16 +154,16 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "batch": 64,
                 "long_K": 20,
                 "long_chains": 100,
-                "cells": 100,
+                "cells": 102,
                 "samples": 400,
             },
             "quick": {
                 "K": 20,
                 "width": 64,
-                "iterations": 400,
+                "iterations": 1500,
                 "lr": 3e-3,
-                "warmup": 30,
-                "ema": 0.97,
+                "warmup": 50,
+                "ema": 0.98,
                 "long_K": 1000,
                 "long_chains": 300,
                 "cells": 300,
