@@ -1,7 +1,6 @@
 """Two-dimensional targets with exact samples, log density and gradient: the referees of the toy chapters."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -9,45 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A centered square that reaches TAIL standard deviations past the outermost point of a smooth target's skeleton
-# leaves out at most 4 Phi(-5.2) = 4e-7 of the mass.
-TAIL = 5.2
-LOG_2PI = math.log(2 * math.pi)
-BLOCK = 2**19  # points times nodes at once in a quadrature: bounds its memory
-
-
-class Density:
-    """A 2D target: `sample`, exact `log_prob` and `energy`, and `box`.
-
-    `box` is the half side of the centered square that holds all but 1e-6 of the mass.
-    `modes` (m, 2) and `mode_std` are None where the density has no separate modes.
-    """
-
-    name: str
-    box: float
-    modes: Tensor | None = None
-    mode_std: float | None = None
-
-    def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """n independent exact samples, (n, 2) float32 on the generator's device (the CPU if None)."""
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"the number of samples must be an integer of at least 1, not {n!r}")
-        return self._draw(n, rng, torch.device("cpu") if rng is None else rng.device)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Exact log density in nats: x (B, 2) -> (B,), in x's dtype and device, differentiable in x."""
-        if x.ndim != 2 or x.shape[1] != 2 or not x.is_floating_point():
-            raise ValueError(f"x must be a floating-point tensor of shape (B, 2), not {x.dtype} of {tuple(x.shape)}")
-        return self._log_density(x)
-
-    def blurred(self, std: float) -> "Density":
-        """The law of x + std * xi, xi ~ N(0, I): the same kind of density, exact again."""
-        _check_number("std", std, zero=True)
-        return self._blur(std)
-
-    def energy(self, x: Tensor) -> Tensor:
-        """E(x) = -log p(x), (B, 2) -> (B,): normalized, so log Z = 0."""
-        return -self.log_prob(x)
+from ebmlib.curves import Curve, Pinwheel, Rings, SwissRoll, TwoMoons  # noqa: F401 (the face)
+from ebmlib.planar import LOG_2PI, TAIL, Density, check_number, check_whole, in_blocks, is_finite
 
 
 @dataclass(frozen=True)
@@ -60,10 +22,10 @@ class GaussianGrid(Density):
     mean: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
-        _check_whole("side", self.side, 1)
-        _check_number("spacing", self.spacing)
-        _check_number("std", self.std)
-        if not isinstance(self.mean, tuple) or len(self.mean) != 2 or not all(map(_is_finite, self.mean)):
+        check_whole("side", self.side, 1)
+        check_number("spacing", self.spacing)
+        check_number("std", self.std)
+        if not isinstance(self.mean, tuple) or len(self.mean) != 2 or not all(map(is_finite, self.mean)):
             raise ValueError(f"mean must be a tuple of two finite numbers, not {self.mean!r}")
 
     @property
@@ -103,199 +65,6 @@ class GaussianGrid(Density):
 
 
 @dataclass(frozen=True)
-class Curve(Density):
-    """scale * (c(t) + noise * xi): a point of one of `arcs` equal plane arcs at a random t, and normal noise xi.
-
-    A kind of curve states `_point`, and `_range` if t is uniform there, else `_law` and `_draw_t` too.
-    """
-
-    noise: float
-    scale: float
-
-    arcs = 1
-
-    def __post_init__(self):
-        _check_number("noise", self.noise)
-        _check_number("scale", self.scale)
-
-    @property
-    def box(self) -> float:
-        return self.scale * (self._reach() + TAIL * self.noise)
-
-    def nodes(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The density as a mixture of Gaussians of std noise * scale: means (2, m) and log weights (m,)."""
-        center, log_weight = _curve_nodes(self, dtype, device)
-        return self.scale * center, log_weight
-
-    def _blur(self, std: float) -> "Curve":
-        return replace(self, noise=math.hypot(self.noise, std / self.scale))
-
-    def _law(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, 1 / (self._range[1] - self._range[0]))
-
-    def _draw_t(self, n: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
-        low, high = self._range
-        return low + (high - low) * torch.rand(n, generator=rng, device=device)
-
-    def _log_density(self, x: Tensor) -> Tensor:
-        std = self.noise * self.scale
-        mean, log_weight = self.nodes(x.dtype, x.device)
-        log_weight = log_weight - LOG_2PI - 2 * math.log(std)
-
-        def block(x: Tensor) -> Tensor:  # p(x) = int N(x; c(t), std^2 I) p(t) dt
-            d2 = sum((z[:, None] - c).square() for z, c in zip((x / std).T, mean / std))  # (b, nodes)
-            return torch.logsumexp(log_weight - 0.5 * d2, 1)
-
-        return _in_blocks(block, x, len(log_weight))
-
-    def _draw(self, n: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
-        arc = torch.randint(self.arcs, (n,), generator=rng, device=device) if self.arcs > 1 else 0
-        point = self._point(arc, self._draw_t(n, rng, device))
-        return self.scale * (point.T + self.noise * torch.randn(n, 2, generator=rng, device=device))
-
-
-@lru_cache(maxsize=16)
-def _curve_nodes(curve: Curve, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes on the unscaled curve, (2, m), and their log weights, (m,).
-
-    Each arc is cut into panels of equal length, 14 noise widths at most, with 24 nodes each: an error near 1e-9 for a
-    Gaussian of that width. At least 3 panels an arc follow its bends and the law of t where the noise is wide.
-    """
-    node, weight = (torch.as_tensor(a) for a in np.polynomial.legendre.leggauss(24))
-    fine = torch.linspace(*curve._range, 4001, dtype=torch.float64)
-    centers, weights = [], []
-    for arc in range(curve.arcs):
-        pieces = curve._point(arc, fine).diff(dim=1).square().sum(0).sqrt()
-        length = np.concatenate(([0.0], pieces.cumsum(0).numpy()))
-        panels = max(3, math.ceil(length[-1] / (14 * curve.noise)))
-        edge = torch.as_tensor(np.interp(np.linspace(0, length[-1], panels + 1), length, fine.numpy()))
-        half = edge.diff()[:, None] / 2
-        t = (edge[:-1, None] + half * (node + 1)).flatten()
-        centers.append(curve._point(arc, t))
-        weights.append(curve._law(t) * (half * weight).flatten() / curve.arcs)
-    return torch.cat(centers, 1).to(device, dtype), torch.cat(weights).log().to(device, dtype)
-
-
-def _in_blocks(log_density: Callable[[Tensor], Tensor], x: Tensor, nodes: int) -> Tensor:
-    """log_density(x), block by block, so that points times nodes stay below BLOCK."""
-    return torch.cat([log_density(part) for part in x.split(max(1, BLOCK // nodes))])
-
-
-@dataclass(frozen=True)
-class SwissRoll(Curve):
-    """scale * ((t cos t, t sin t) + noise * xi), t = 1.5 pi (1 + 2u), u uniform on (0, 1), xi normal."""
-
-    name = "swiss-roll"
-    _range = (1.5 * math.pi, 4.5 * math.pi)
-
-    def _reach(self) -> float:
-        return self._range[1]
-
-    def _point(self, arc: int | Tensor, t: Tensor) -> Tensor:
-        return torch.stack((t * t.cos(), t * t.sin()))
-
-
-@dataclass(frozen=True)
-class TwoMoons(Curve):
-    """scale * (+-(cos t - 1/2, sin t - 1/4) + noise * xi), t uniform on (0, pi): two half circles."""
-
-    name = "two-moons"
-    arcs = 2
-    _range = (0.0, math.pi)
-
-    def _reach(self) -> float:
-        return 1.5
-
-    def _point(self, arc: int | Tensor, t: Tensor) -> Tensor:
-        return (1 - 2 * arc) * torch.stack((t.cos() - 0.5, t.sin() - 0.25))
-
-
-@dataclass(frozen=True)
-class Pinwheel(Curve):
-    """scale * (r (cos f, sin f) + noise * xi), r ~ N(1, radial^2), f = 2 pi k / arms + rate e^r on arm k."""
-
-    arms: int
-    radial: float
-    rate: float
-
-    name = "pinwheel"
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_whole("arms", self.arms, 1)
-        _check_number("radial", self.radial)
-        _check_number("rate", self.rate, zero=True)
-
-    @property
-    def arcs(self) -> int:
-        return self.arms
-
-    @property
-    def box(self) -> float:  # the distance from the center is at most |r| plus the noise
-        return self.scale * (1 + TAIL * math.hypot(self.radial, self.noise))
-
-    @property
-    def _range(self) -> tuple[float, float]:  # 4e-8 of the mass lies outside
-        return 1 - 5.5 * self.radial, 1 + 5.5 * self.radial
-
-    def _law(self, t: Tensor) -> Tensor:
-        return torch.exp(-0.5 * ((t - 1) / self.radial) ** 2) / (math.sqrt(2 * math.pi) * self.radial)
-
-    def _draw_t(self, n: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
-        return 1 + self.radial * torch.randn(n, generator=rng, device=device)
-
-    def _point(self, arc: int | Tensor, t: Tensor) -> Tensor:
-        angle = 2 * math.pi * arc / self.arms + self.rate * t.exp()
-        return t * torch.stack((angle.cos(), angle.sin()))
-
-
-@dataclass(frozen=True)
-class Rings(Density):
-    """Concentric circles of the given radii, equally likely, blurred by a Gaussian of std `noise`."""
-
-    noise: float
-    radii: tuple[float, ...]
-
-    name = "rings"
-
-    def __post_init__(self):
-        _check_number("noise", self.noise)
-        if not isinstance(self.radii, tuple) or not self.radii or not all(_is_finite(r) and r > 0 for r in self.radii):
-            raise ValueError(f"radii must be a tuple of positive finite numbers, not {self.radii!r}")
-
-    @property
-    def box(self) -> float:
-        return max(self.radii) + TAIL * self.noise
-
-    def nodes(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The density as a mixture: means (2, m), evenly around each circle, and log weights (m,)."""
-        center, log_weight = [], []
-        for radius in self.radii:  # the trapezoidal rule on a circle converges exponentially
-            m = math.ceil(1.5 * 2 * math.pi * radius / self.noise) + 24
-            angle = torch.arange(m, dtype=dtype, device=device) * (2 * math.pi / m)
-            center.append(radius * torch.stack((angle.cos(), angle.sin())))
-            log_weight.append(torch.full((m,), -math.log(m * len(self.radii)), dtype=dtype, device=device))
-        return torch.cat(center, 1), torch.cat(log_weight)
-
-    def _blur(self, std: float) -> "Rings":
-        return replace(self, noise=math.hypot(self.noise, std))
-
-    def _log_density(self, x: Tensor) -> Tensor:
-        # One circle: exp(-(r^2 + R^2) / 2 s^2) I_0(r R / s^2) / (2 pi s^2); i0e has e^(-r R / s^2) taken out.
-        radius = torch.tensor(self.radii, dtype=x.dtype, device=x.device)
-        r = torch.linalg.vector_norm(x, dim=1)[:, None]  # its gradient at the center is 0, as it must be
-        bessel = torch.special.i0e(r * radius / self.noise**2).log()
-        log_norm = LOG_2PI + 2 * math.log(self.noise) + math.log(len(self.radii))
-        return torch.logsumexp(bessel - 0.5 * ((r - radius) / self.noise).square(), 1) - log_norm
-
-    def _draw(self, n: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
-        k = torch.randint(len(self.radii), (n,), generator=rng, device=device)
-        angle = 2 * math.pi * torch.rand(n, generator=rng, device=device)
-        circle = torch.tensor(self.radii, device=device)[k] * torch.stack((angle.cos(), angle.sin()))
-        return circle.T + self.noise * torch.randn(n, 2, generator=rng, device=device)
-
-
-@dataclass(frozen=True)
 class Funnel(Density):
     """Neal's funnel in the plane: x_2 ~ N(0, spread^2), x_1 ~ N(0, width^2 e^(x_2)); then a blur of std `blur`.
 
@@ -309,9 +78,9 @@ class Funnel(Density):
     name = "funnel"
 
     def __post_init__(self):
-        _check_number("spread", self.spread)
-        _check_number("width", self.width)
-        _check_number("blur", self.blur, zero=True)
+        check_number("spread", self.spread)
+        check_number("width", self.width)
+        check_number("blur", self.blur, zero=True)
 
     @property
     def box(self) -> float:
@@ -336,7 +105,7 @@ class Funnel(Density):
             inner = weight.log() - 0.5 * (variance.log() + x[:, 0, None].square() / variance)
             return torch.logsumexp(inner, 1) - 0.5 * (x[:, 1] / total).square() - LOG_2PI - math.log(total)
 
-        return _in_blocks(block, x, len(node))
+        return in_blocks(block, x, len(node))
 
     def _draw(self, n: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
         x_1, x_2 = torch.randn(2, n, generator=rng, device=device)
@@ -366,9 +135,9 @@ class Checkerboard(Density):
     name = "checkerboard"
 
     def __post_init__(self):
-        _check_number("edge", self.edge, zero=True)
-        _check_number("half", self.half)
-        _check_whole("cells", self.cells, 2)
+        check_number("edge", self.edge, zero=True)
+        check_number("half", self.half)
+        check_whole("cells", self.cells, 2)
 
     @property
     def side(self) -> float:
@@ -487,23 +256,9 @@ def by_name(name: str) -> Density:
 
 def mean_log_prob(density: Density, n: int = 600) -> float:
     """E[log p] in nats (minus the entropy) by the midpoint rule on n x n points of the density's box, in float64."""
-    _check_whole("n", n, 1)
+    check_whole("n", n, 1)
     h = 2 * density.box / n
     axis = (torch.arange(n, dtype=torch.float64) + 0.5) * h - density.box
     with torch.no_grad():
         p = density.log_prob(torch.cartesian_prod(axis, axis)).exp()
     return -float(torch.special.entr(p).sum() * h**2)  # entr(0) = 0: the hard board has p = 0
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _check_number(name: str, value: float, zero: bool = False) -> None:
-    if not _is_finite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be a {'non-negative' if zero else 'positive'} finite number, not {value!r}")
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
