@@ -53,14 +53,17 @@ def in_blocks(log_density: Callable[[Tensor], Tensor], x: Tensor, nodes: int) ->
 
 
 def is_finite(value: object) -> bool:
+    """A number, and finite."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def check_number(name: str, value: float, zero: bool = False) -> None:
+    """ValueError in one sentence unless `value` is positive (or, with `zero`, not negative) and finite."""
     if not is_finite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} must be a {'non-negative' if zero else 'positive'} finite number, not {value!r}")
 
 
 def check_whole(name: str, value: int, least: int) -> None:
+    """ValueError in one sentence unless `value` is an integer of at least `least`."""
     if not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
