@@ -60,7 +60,7 @@ class MLToy:
     batch: int = value(256, source="data, and chains of each kind", low=1)
     lr: float = value(1e-3, source="with a half cosine to 0", low=0)
     warmup: int = value(200, low=0)
-    ema: float = value(0.995, low=0)
+    ema: float = value(0.995, low=0, below=1)
     long_K: int = value(10_000, source="steps of the long chains", low=2)
     long_chains: int = value(500, source="from noise, and as many from data", low=10)
     cells: int = value(600, source="a side, for quadrature", low=50)
