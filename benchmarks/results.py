@@ -21,6 +21,7 @@ from ebmlib import results, settings
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "results"
 PLAN = {  # notebook: the parameters of its runs, and their seeds
+    "ml_toy": [({"dataset": "two-moons"}, (0, 1, 2))],
     "drl_toy": [
         ({"dataset": "checkerboard"}, (0, 1, 2)),
         ({"dataset": "25-gaussians", "b2": 0.02, "iterations": 2000}, (0,)),

@@ -8,45 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A centered square that reaches TAIL standard deviations past the outermost point of a smooth target's skeleton
-# leaves out at most 4 Phi(-5.2) = 4e-7 of the mass.
-TAIL = 5.2
-LOG_2PI = math.log(2 * math.pi)
-BLOCK = 2**19  # points times nodes at once in the Swiss roll's quadrature: bounds its memory
-
-
-class Density:
-    """A 2D target: `sample`, exact `log_prob` and `energy`, and `box`.
-
-    `box` is the half side of the centered square that holds all but 1e-6 of the mass.
-    `modes` (m, 2) and `mode_std` are None where the density has no separate modes.
-    """
-
-    name: str
-    box: float
-    modes: Tensor | None = None
-    mode_std: float | None = None
-
-    def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """n independent exact samples, (n, 2) float32 on the generator's device (the CPU if None)."""
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"the number of samples must be an integer of at least 1, not {n!r}")
-        return self._draw(n, rng, torch.device("cpu") if rng is None else rng.device)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Exact log density in nats: x (B, 2) -> (B,), in x's dtype and device, differentiable in x."""
-        if x.ndim != 2 or x.shape[1] != 2 or not x.is_floating_point():
-            raise ValueError(f"x must be a floating-point tensor of shape (B, 2), not {x.dtype} of {tuple(x.shape)}")
-        return self._log_density(x)
-
-    def blurred(self, std: float) -> "Density":
-        """The law of x + std * xi, xi ~ N(0, I): the same kind of density, exact again."""
-        _check_number("std", std, zero=True)
-        return self._blur(std)
-
-    def energy(self, x: Tensor) -> Tensor:
-        """E(x) = -log p(x), (B, 2) -> (B,): normalized, so log Z = 0."""
-        return -self.log_prob(x)
+from ebmlib.curves import Curve, Pinwheel, Rings, SwissRoll, TwoMoons  # noqa: F401 (the face)
+from ebmlib.planar import LOG_2PI, TAIL, Density, check_number, check_whole, in_blocks, is_finite
 
 
 @dataclass(frozen=True)
@@ -59,10 +22,10 @@ class GaussianGrid(Density):
     mean: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
-        _check_whole("side", self.side, 1)
-        _check_number("spacing", self.spacing)
-        _check_number("std", self.std)
-        if not isinstance(self.mean, tuple) or len(self.mean) != 2 or not all(map(_is_finite, self.mean)):
+        check_whole("side", self.side, 1)
+        check_number("spacing", self.spacing)
+        check_number("std", self.std)
+        if not isinstance(self.mean, tuple) or len(self.mean) != 2 or not all(map(is_finite, self.mean)):
             raise ValueError(f"mean must be a tuple of two finite numbers, not {self.mean!r}")
 
     @property
@@ -102,57 +65,60 @@ class GaussianGrid(Density):
 
 
 @dataclass(frozen=True)
-class SwissRoll(Density):
-    """scale * ((t cos t, t sin t) + noise * xi), t = 1.5 pi (1 + 2u), u uniform on (0, 1), xi normal."""
+class Funnel(Density):
+    """Neal's funnel in the plane: x_2 ~ N(0, spread^2), x_1 ~ N(0, width^2 e^(x_2)); then a blur of std `blur`.
 
-    noise: float
-    scale: float
+    Neal (2003, section 8) has spread 3 and width 1.
+    """
 
-    name = "swiss-roll"
-    T_MIN, T_MAX = 1.5 * math.pi, 4.5 * math.pi  # t at u = 0 and u = 1
+    spread: float
+    width: float
+    blur: float
+
+    name = "funnel"
 
     def __post_init__(self):
-        _check_number("noise", self.noise)
-        _check_number("scale", self.scale)
+        check_number("spread", self.spread)
+        check_number("width", self.width)
+        check_number("blur", self.blur, zero=True)
 
     @property
     def box(self) -> float:
-        return self.scale * (self.T_MAX + TAIL * self.noise)
+        # x_1 = width e^(spread u / 2) v is farthest on the circle u^2 + v^2 = TAIL^2 where spread v^2 = 2 u.
+        u = (math.sqrt(1 + (self.spread * TAIL) ** 2) - 1) / self.spread
+        x_1 = self.width * math.exp(self.spread * u / 2) * math.sqrt(TAIL**2 - u**2)
+        return math.hypot(max(x_1, TAIL * self.spread), TAIL * self.blur)
 
-    def _blur(self, std: float) -> "SwissRoll":
-        return replace(self, noise=math.hypot(self.noise, std / self.scale))
+    def _blur(self, std: float) -> "Funnel":
+        return replace(self, blur=math.hypot(self.blur, std))
 
     def _log_density(self, x: Tensor) -> Tensor:
-        std = self.noise * self.scale
-        center, log_weight = _roll_nodes(self.noise, x.dtype, x.device)
-        log_weight = log_weight - LOG_2PI - 2 * math.log(std)
+        # Given the blurred x_2, the sharp one is normal, so a Gauss-Hermite rule does its integral: one node if sharp.
+        # 64 nodes know log p to 1e-6 down to -60; farther out p depends on v beyond their reach.
+        node, weight = (torch.as_tensor(a, dtype=x.dtype, device=x.device) for a in _hermite(64 if self.blur else 1))
+        total = math.hypot(self.spread, self.blur)
+        std = self.spread * self.blur / total
 
-        def block(x: Tensor) -> Tensor:  # p(x) = int_0^1 N(x; c(u), std^2 I) du
-            d2 = sum((z[:, None] - c).square() for z, c in zip((x / std).T, center / self.noise))  # (b, nodes)
-            return torch.logsumexp(log_weight - 0.5 * d2, 1)
+        def block(x: Tensor) -> Tensor:
+            sharp = (self.spread / total) ** 2 * x[:, 1, None] + std * node  # (b, nodes)
+            variance = self.width**2 * sharp.exp() + self.blur**2
+            inner = weight.log() - 0.5 * (variance.log() + x[:, 0, None].square() / variance)
+            return torch.logsumexp(inner, 1) - 0.5 * (x[:, 1] / total).square() - LOG_2PI - math.log(total)
 
-        return torch.cat([block(part) for part in x.split(max(1, BLOCK // len(log_weight)))])
+        return in_blocks(block, x, len(node))
 
     def _draw(self, n: int, rng: torch.Generator | None, device: torch.device) -> Tensor:
-        t = self.T_MIN + (self.T_MAX - self.T_MIN) * torch.rand(n, generator=rng, device=device)
-        noise = self.noise * torch.randn(n, 2, generator=rng, device=device)
-        return self.scale * (torch.stack((t * t.cos(), t * t.sin()), 1) + noise)
+        x_1, x_2 = torch.randn(2, n, generator=rng, device=device)
+        x_2 = self.spread * x_2
+        x = torch.stack((self.width * (x_2 / 2).exp() * x_1, x_2), 1)
+        return x + self.blur * torch.randn(n, 2, generator=rng, device=device) if self.blur else x
 
 
-@lru_cache(maxsize=16)
-def _roll_nodes(noise: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes on the unscaled roll, (2, m), and their log weights for du, (m,).
-
-    The rule runs in v = t^2: the roll's arc length is close to v / 2, so the nodes stand evenly along the curve and one
-    noise width or so apart. du = dv / (2 t (T_MAX - T_MIN)).
-    """
-    low, high = SwissRoll.T_MIN**2, SwissRoll.T_MAX**2
-    m = math.ceil(1.3 * (high - low) / 2 / noise) + 24  # spacing in the middle is pi/2 times the mean one
-    node, weight = np.polynomial.legendre.leggauss(m)
-    t = np.sqrt(low + (high - low) * (node + 1) / 2)
-    weight = weight / 2 * (high - low) / (2 * t * (SwissRoll.T_MAX - SwissRoll.T_MIN))
-    center = np.stack((t * np.cos(t), t * np.sin(t)))
-    return tuple(torch.as_tensor(a, dtype=dtype, device=device) for a in (center, np.log(weight)))
+@lru_cache(maxsize=2)
+def _hermite(m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights (m,) of the mean over a standard normal."""
+    node, weight = np.polynomial.hermite_e.hermegauss(m)
+    return node, weight / weight.sum()
 
 
 @dataclass(frozen=True)
@@ -169,9 +135,9 @@ class Checkerboard(Density):
     name = "checkerboard"
 
     def __post_init__(self):
-        _check_number("edge", self.edge, zero=True)
-        _check_number("half", self.half)
-        _check_whole("cells", self.cells, 2)
+        check_number("edge", self.edge, zero=True)
+        check_number("half", self.half)
+        check_whole("cells", self.cells, 2)
 
     @property
     def side(self) -> float:
@@ -249,13 +215,39 @@ def checkerboard(edge: float = 0.05, half: float = 2.0, cells: int = 4) -> Check
     return Checkerboard(edge, half, cells)
 
 
+def two_moons(noise: float = 0.1, scale: float = 1.0) -> TwoMoons:
+    """Two interleaved half circles of radius `scale`, centered; with noise 0, scikit-learn's make_moons."""
+    return TwoMoons(noise, scale)
+
+
+def rings(noise: float = 0.08, radii: tuple[float, ...] = (0.75, 1.5, 2.25, 3.0)) -> Rings:
+    """Four rings of equal mass, so the inner ones are denser."""
+    return Rings(noise, radii)
+
+
+def pinwheel(
+    noise: float = 0.1, scale: float = 2.0, arms: int = 5, radial: float = 0.3, rate: float = 0.25
+) -> Pinwheel:
+    """Five arms of a spiral, strongest in the middle of their length."""
+    return Pinwheel(noise, scale, arms, radial, rate)
+
+
+def funnel(spread: float = 1.0, width: float = 0.2) -> Funnel:
+    """Neal's funnel with spread 1 for his 3, and the width with which one square fits both of its directions."""
+    return Funnel(spread, width, 0.0)
+
+
 def by_name(name: str) -> Density:
-    """The book's targets: 25-gaussians, 9-gaussians, swiss-roll, checkerboard."""
+    """The book's targets: 25-gaussians, 9-gaussians, swiss-roll, checkerboard, two-moons, rings, pinwheel, funnel."""
     makers = {
         "25-gaussians": gaussian_grid,
         "9-gaussians": lambda: gaussian_grid(3, 1.0, 0.16),
         "swiss-roll": swiss_roll,
         "checkerboard": checkerboard,
+        "two-moons": two_moons,
+        "rings": rings,
+        "pinwheel": pinwheel,
+        "funnel": funnel,
     }
     if name not in makers:
         raise ValueError(f"unknown density {name!r}; known are {', '.join(makers)}")
@@ -264,23 +256,9 @@ def by_name(name: str) -> Density:
 
 def mean_log_prob(density: Density, n: int = 600) -> float:
     """E[log p] in nats (minus the entropy) by the midpoint rule on n x n points of the density's box, in float64."""
-    _check_whole("n", n, 1)
+    check_whole("n", n, 1)
     h = 2 * density.box / n
     axis = (torch.arange(n, dtype=torch.float64) + 0.5) * h - density.box
     with torch.no_grad():
         p = density.log_prob(torch.cartesian_prod(axis, axis)).exp()
     return -float(torch.special.entr(p).sum() * h**2)  # entr(0) = 0: the hard board has p = 0
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _check_number(name: str, value: float, zero: bool = False) -> None:
-    if not _is_finite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} must be a {'non-negative' if zero else 'positive'} finite number, not {value!r}")
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")

@@ -46,6 +46,28 @@ class LangevinToy:
 
 
 @dataclass(frozen=True)
+class MLToy:
+    """Settings of `ml_toy`. DRL's Figure 2 and self-adversarial Figure 3 come without them: these are our own."""
+
+    K: int = value(30, source="steps of a training chain", low=1)
+    step: float = value(0.01, source="Langevin step in scaled units; the moons' std is .22", low=1e-6)
+    temperature: float = value(
+        1.0, source="of the training chains; the density judged is exp(-E / temperature)", low=1e-9
+    )
+    span: float = value(4.5, source="half side of the data's box after scaling", low=1e-3)
+    width: int = value(128, source="the net, three hidden layers", low=2)
+    iterations: int = value(10_000, low=1)
+    batch: int = value(256, source="data, and chains of each kind", low=1)
+    lr: float = value(1e-3, source="with a half cosine to 0", low=0)
+    warmup: int = value(200, low=0)
+    ema: float = value(0.995, low=0, below=1)
+    long_K: int = value(10_000, source="steps of the long chains", low=2)
+    long_chains: int = value(500, source="from noise, and as many from data", low=10)
+    cells: int = value(600, source="a side, for quadrature", low=50)
+    samples: int = value(10_000, source="held-out data", low=100)
+
+
+@dataclass(frozen=True)
 class DRLToy:
     """Settings of `drl_toy`. Figures 2 and 3 of the paper come without settings, and no 2D code was released."""
 
@@ -147,6 +169,35 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
         {
             "smoke": {"check_particles": 1000, "particles": 200, "K": 40, "marks": 5},
             "quick": {"check_particles": 20_000, "particles": 2000, "K": 200, "marks": 10},
+            "gpu": {},
+            "paper": {},
+        },
+    ),
+    "ml_toy": (
+        MLToy,
+        {
+            "smoke": {
+                "K": 3,
+                "width": 16,
+                "iterations": 20,
+                "batch": 64,
+                "long_K": 20,
+                "long_chains": 100,
+                "cells": 102,
+                "samples": 400,
+            },
+            "quick": {
+                "K": 20,
+                "width": 64,
+                "iterations": 1500,
+                "lr": 3e-3,
+                "warmup": 50,
+                "ema": 0.98,
+                "long_K": 1000,
+                "long_chains": 300,
+                "cells": 300,
+                "samples": 2000,
+            },
             "gpu": {},
             "paper": {},
         },

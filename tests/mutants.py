@@ -35,6 +35,13 @@ CORE, SAMPLERS, RECOVERY = ("test_core.py",), ("test_samplers.py",), ("test_reco
 OBJECTIVES, PARTITION, NETS = ("test_objectives.py",), ("test_partition.py",), ("test_nets.py",)
 RESERVOIR = ("test_reservoir.py",)
 DENSITIES = ("test_densities.py::test_blurred_is_the_convolution_with_a_gaussian",)
+CURVES = ("test_densities.py::test_curves_against_adaptive_quadrature",)
+FUNNEL = tuple(
+    f"test_densities.py::test_{name}"
+    for name in ("funnel_against_its_two_normals", "blurred_funnel_against_a_sum_over_its_sharp_height")
+)
+FOLLOW = tuple(f"test_densities.py::test_samples_follow_the_density[{name}]" for name in ("pinwheel", "funnel"))
+CONVOLVED = tuple(f"{DENSITIES[0]}[0.6-{name}]" for name in ("rings", "blurred-funnel"))
 SETTINGS, TRAINING = ("test_settings.py",), ("test_training.py::test_ema_against_the_closed_form",)
 
 MUTANTS = [
@@ -319,10 +326,57 @@ MUTANTS = [
     ),
     Slip(
         "the roll's blur ignores its scale",
-        "densities.py",
+        "curves.py",
         "math.hypot(self.noise, std / self.scale)",
         "math.hypot(self.noise, std)",
         DENSITIES,
+    ),
+    Slip("both moons the same", "curves.py", "(1 - 2 * arc) * torch.stack", "torch.stack", CURVES),
+    Slip(
+        "every arc has all the mass",
+        "curves.py",
+        "(half * weight).flatten() / curve.arcs",
+        "(half * weight).flatten()",
+        CURVES,
+    ),
+    Slip(
+        "the circle's Bessel function with s",
+        "curves.py",
+        "r * radius / self.noise**2",
+        "r * radius / self.noise",
+        CURVES,
+    ),
+    Slip(
+        "the pinwheel's arms are too short",
+        "curves.py",
+        "return 1 + self.radial * torch.randn",
+        "return 1 + 0.9 * self.radial * torch.randn",
+        FOLLOW,
+    ),
+    Slip("the funnel opens twice as fast", "densities.py", "(x_2 / 2).exp()", "x_2.exp()", FOLLOW),
+    Slip(
+        "the funnel's width for its square",
+        "densities.py",
+        "self.width**2 * sharp.exp()",
+        "self.width * sharp.exp()",
+        FUNNEL,
+    ),
+    Slip(
+        "the funnel's height is not drawn to the middle",
+        "densities.py",
+        "(self.spread / total) ** 2 * x",
+        "self.spread / total * x",
+        FUNNEL,
+    ),
+    Slip(
+        "the funnel's blurs add", "densities.py", "blur=math.hypot(self.blur, std)", "blur=self.blur + std", CONVOLVED
+    ),
+    Slip(
+        "the rings' blurs add",
+        "curves.py",
+        "noise=math.hypot(self.noise, std))",
+        "noise=self.noise + std)",
+        CONVOLVED,
     ),
     Slip(
         "True passes for a number",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from problems import MEAN_LOG_PROB, cell_masses, checkerboard_log_prob, separated_modes_mean_log_prob
 from scipy.integrate import quad
+from scipy.special import ndtri
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from ebmlib import densities
@@ -22,6 +23,14 @@ SMOOTH = {
     "thin-roll": densities.swiss_roll(noise=0.3),
     "checkerboard": densities.checkerboard(),
     "soft-board": densities.checkerboard(edge=0.6, half=1.0, cells=3),
+    "two-moons": densities.two_moons(),
+    "wide-moons": densities.two_moons(noise=0.4, scale=2.0),
+    "rings": densities.rings(),
+    "one-ring": densities.rings(noise=0.6, radii=(0.8,)),
+    "pinwheel": densities.pinwheel(noise=0.2),
+    "three-arms": densities.pinwheel(noise=0.3, scale=1.0, arms=3, radial=0.15, rate=0.6),
+    "funnel": densities.funnel(),
+    "blurred-funnel": densities.funnel(spread=1.2).blurred(0.3),
 }
 HARD = {"hard-board": densities.checkerboard(edge=0.0), "hard-3x3": densities.checkerboard(edge=0.0, cells=3)}
 smooth = pytest.mark.parametrize("density", SMOOTH.values(), ids=SMOOTH.keys())
@@ -39,8 +48,16 @@ def spread(density, n: int, seed: int, reach: float = 1.5) -> torch.Tensor:
     return torch.cat((density.sample(n - n // 2, rng).double(), anywhere))
 
 
-def mass(density, reach: float, n: int = 288) -> float:
-    # 288 points fall evenly into the squares of the 3x3 and the 4x4 board, in the box and in 1.5 times the box.
+def points(density) -> int:
+    """Points a side: 288 fall evenly into the squares of every board, in the box and in 1.5 times the box.
+
+    The sharp funnel's neck needs more.
+    """
+    return 768 if isinstance(density, densities.Funnel) and density.blur == 0 else 288
+
+
+def mass(density, reach: float) -> float:
+    n = points(density)
     half = reach * density.box
     axis = (torch.arange(n, dtype=torch.float64) + 0.5) * 2 * half / n - half
     return float(density.log_prob(torch.cartesian_prod(axis, axis)).exp().sum() * (2 * half / n) ** 2)
@@ -81,7 +98,7 @@ def test_samples_follow_the_density(density):
 @every
 @pytest.mark.parametrize("std", [0.1, 0.6])
 def test_blurred_is_the_convolution_with_a_gaussian(density, std):
-    wide, n = density.blurred(std), 288  # points fall evenly into the squares of every board
+    wide, n = density.blurred(std), points(density)
     assert wide.name == density.name
     assert 1 - 1e-6 < mass(wide, 1.0) < 1 + 1e-7  # its box grows with it
     half = 1.2 * density.box if density not in HARD.values() else density.box
@@ -142,20 +159,91 @@ def test_gaussians_against_torch_distributions(name):
     torch.testing.assert_close(density.log_prob(x), referee.log_prob(x), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["swiss-roll", "wide-roll", "thin-roll"])
-def test_swiss_roll_against_adaptive_quadrature(name):
-    density = SMOOTH[name]
-    std = density.noise * density.scale
-    x = density.sample(40, generator(5)).double()
+def roll(u: float) -> list[np.ndarray]:
+    t = 1.5 * math.pi * (1 + 2 * u)
+    return [t * np.array([math.cos(t), math.sin(t)])]
+
+
+def moons(u: float) -> list[np.ndarray]:
+    """scikit-learn's make_moons without noise, centered: the outer half circle and the inner one."""
+    t, center = math.pi * u, np.array([0.5, 0.25])
+    return [np.array([math.cos(t), math.sin(t)]) - center, np.array([1 - math.cos(t), 0.5 - math.sin(t)]) - center]
+
+
+def arms(u: float, count: int = 5, radial: float = 0.3, rate: float = 0.25) -> list[np.ndarray]:
+    r = 1 + radial * ndtri(u)
+    return [r * np.array([math.cos(f), math.sin(f)]) for f in 2 * math.pi * np.arange(count) / count + rate * np.exp(r)]
+
+
+def circles(u: float, radii: tuple[float, ...] = (0.75, 1.5, 2.25, 3.0)) -> list[np.ndarray]:
+    return [r * np.array([math.cos(2 * math.pi * u), math.sin(2 * math.pi * u)]) for r in radii]
+
+
+CURVES = {  # the density, its curves at u in (0, 1), their scale and the standard deviation around them
+    "swiss-roll": (SMOOTH["swiss-roll"], roll, 0.1, 0.05),
+    "wide-roll": (SMOOTH["wide-roll"], roll, 0.2, 0.3),
+    "thin-roll": (SMOOTH["thin-roll"], roll, 0.1, 0.03),
+    "two-moons": (densities.by_name("two-moons"), moons, 1.0, 0.1),
+    "wide-moons": (SMOOTH["wide-moons"], moons, 2.0, 0.8),
+    "pinwheel": (densities.by_name("pinwheel"), arms, 2.0, 0.2),
+    "three-arms": (SMOOTH["three-arms"], partial(arms, count=3, radial=0.15, rate=0.6), 1.0, 0.3),
+    "rings": (densities.by_name("rings"), circles, 1.0, 0.08),
+    "one-ring": (SMOOTH["one-ring"], partial(circles, radii=(0.8,)), 1.0, 0.6),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_curves_against_adaptive_quadrature(name):
+    density, curve, scale, std = CURVES[name]
+    x = density.sample(30, generator(5)).double()
 
     def integrand(u: float, point: np.ndarray) -> float:
-        t = 1.5 * math.pi * (1 + 2 * u)
-        d2 = ((point - density.scale * t * np.array([math.cos(t), math.sin(t)])) ** 2).sum()
-        return math.exp(-d2 / (2 * std**2)) / (2 * math.pi * std**2)
+        d2 = [((point - scale * c) ** 2).sum() for c in curve(u)]
+        return np.mean(np.exp(-np.array(d2) / (2 * std**2))) / (2 * math.pi * std**2)
 
     breaks = np.linspace(0, 1, 41)[1:-1]
     truth = [math.log(quad(partial(integrand, point=p), 0, 1, points=breaks, limit=400)[0]) for p in x.numpy()]
     np.testing.assert_allclose(density.log_prob(x), truth, atol=1e-5)
+
+
+def test_the_playgrounds_mixture_of_rings_is_the_density():
+    density = densities.rings(0.2, (0.5, 2.0))
+    mean, log_weight = density.nodes(torch.float64, torch.device("cpu"))
+    x = spread(density, 200, seed=13)
+    log_p = Independent(Normal(mean.T, torch.full_like(mean.T, 0.2)), 1).log_prob(x[:, None]) + log_weight
+    torch.testing.assert_close(torch.logsumexp(log_p, 1), density.log_prob(x), rtol=0, atol=1e-9)
+
+
+def test_rings_have_no_pull_at_their_center():
+    density = densities.rings(0.2, (0.5, 2.0))
+    (gradient,) = torch.autograd.grad(density.energy(x := torch.zeros(1, 2, requires_grad=True)).sum(), x)
+    assert gradient.abs().max() == 0
+
+
+def test_funnel_against_its_two_normals():
+    density = densities.funnel(spread=1.3, width=0.4)
+    x = spread(density, 400, seed=14)
+    zero, spread_2 = x.new_zeros(()), x.new_tensor(1.3)
+    truth = Normal(zero, spread_2).log_prob(x[:, 1]) + Normal(zero, 0.4 * (x[:, 1] / 2).exp()).log_prob(x[:, 0])
+    torch.testing.assert_close(density.log_prob(x), truth, rtol=1e-10, atol=1e-10)
+    # -E[log p] = log(2 pi e spread width): the mean of log of e^(x_2 / 2) is 0.
+    truth = -math.log(2 * math.pi * math.e * 0.7 * 0.5)
+    # The box leaves out 4e-7 of the mass, where -log p is near 16.
+    assert densities.mean_log_prob(densities.funnel(0.7, 0.5)) == pytest.approx(truth, abs=1e-5)
+
+
+@pytest.mark.parametrize("blur", [0.05, 0.5, 3.0])
+def test_blurred_funnel_against_a_sum_over_its_sharp_height(blur):
+    density = densities.funnel(spread=1.3, width=0.4).blurred(blur)
+    x = spread(density, 60, seed=15, reach=0.7)
+    v = torch.linspace(-15, 18, 20_001, dtype=torch.float64)  # the trapezoidal rule is exact here
+    zero, noise = v.new_zeros(()), v.new_tensor(blur)
+    width = (0.4**2 * v.exp() + noise**2).sqrt()
+    log_p = Normal(zero, 1.3).log_prob(v) + Normal(v, noise).log_prob(x[:, 1:]) + Normal(zero, width).log_prob(x[:, :1])
+    truth = torch.logsumexp(log_p, 1) + math.log(33 / 20_000)
+    seen = truth > -60
+    assert seen.sum() > 40
+    torch.testing.assert_close(density.log_prob(x)[seen], truth[seen], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("edge", "half", "cells"), [(0.05, 2.0, 4), (0.2, 1.0, 3), (0.6, 1.0, 2), (0.01, 4.0, 8)])
@@ -219,7 +307,8 @@ def test_generator_decides_the_samples(density):
 
 
 def test_names_lead_to_the_books_densities():
-    for name in ("25-gaussians", "9-gaussians", "swiss-roll", "checkerboard"):
+    curved = ("two-moons", "rings", "pinwheel", "funnel")
+    for name in ("25-gaussians", "9-gaussians", "swiss-roll", "checkerboard", *curved):
         assert densities.by_name(name).name == name
     assert len(densities.by_name("25-gaussians").modes.unique(dim=0)) == 25
     assert densities.by_name("25-gaussians").mode_std == 0.08388
@@ -231,7 +320,8 @@ def test_names_lead_to_the_books_densities():
     [
         (
             lambda: densities.by_name("moons"),
-            "unknown density 'moons'; known are 25-gaussians, 9-gaussians, swiss-roll, checkerboard",
+            "unknown density 'moons'; known are 25-gaussians, 9-gaussians, swiss-roll, checkerboard, "
+            "two-moons, rings, pinwheel, funnel",
         ),
         (lambda: densities.gaussian(std=0), "std must be a positive finite number, not 0"),
         (lambda: densities.gaussian(mean=1.0), "mean must be a tuple of two finite numbers, not 1.0"),
@@ -241,6 +331,14 @@ def test_names_lead_to_the_books_densities():
         (lambda: densities.swiss_roll(scale=-1.0), "scale must be a positive finite number, not -1.0"),
         (lambda: densities.checkerboard(edge=-0.1), "edge must be a non-negative finite number, not -0.1"),
         (lambda: densities.checkerboard(cells=1), "cells must be an integer of at least 2, not 1"),
+        (lambda: densities.two_moons(noise=0), "noise must be a positive finite number, not 0"),
+        (
+            lambda: densities.rings(radii=(1.0, -1.0)),
+            "radii must be a tuple of positive finite numbers, not (1.0, -1.0)",
+        ),
+        (lambda: densities.pinwheel(arms=0), "arms must be an integer of at least 1, not 0"),
+        (lambda: densities.pinwheel(rate=-1), "rate must be a non-negative finite number, not -1"),
+        (lambda: densities.funnel(width=0.0), "width must be a positive finite number, not 0.0"),
         (lambda: densities.gaussian().sample(0), "the number of samples must be an integer of at least 1, not 0"),
         (
             lambda: densities.gaussian().log_prob(torch.zeros(2)),

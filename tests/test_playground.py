@@ -24,6 +24,7 @@ TARGETS = {
     "9-gaussians": densities.by_name("9-gaussians"),
     "swiss-roll": densities.by_name("swiss-roll"),
     "checkerboard": densities.by_name("checkerboard"),
+    **{name: densities.by_name(name) for name in ("two-moons", "rings", "pinwheel")},
     "odd-checkerboard": densities.checkerboard(edge=0.2, half=1.5, cells=3),
 }
 S, N = 0.7, 5_000  # width of the Gaussian whose chains are measured, particles
@@ -162,6 +163,7 @@ def test_synced_traits_reach_the_page():
     [
         ({"density": "moons"}, "moons"),
         ({"density": densities.checkerboard(edge=0)}, "no energy with a gradient"),
+        ({"density": "funnel"}, "does not draw the funnel"),
         ({"step": -1.0}, "step must lie between"),
         ({"particles": 0}, "n_particles must lie between"),
         ({"seed": -1}, "seed must lie between"),
