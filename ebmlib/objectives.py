@@ -1,6 +1,9 @@
 """Training objectives. They take energy values when values suffice."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from ebmlib.core import checked, evaluating
 
 
 def contrastive(
@@ -18,3 +21,33 @@ def contrastive(
         loss = loss + l2 * ((pos**2).mean() + (neg**2).mean())
     stats = {"pos": pos.mean().detach(), "neg": neg.mean().detach()}
     return loss, {"gap": stats["neg"] - stats["pos"], **stats}
+
+
+def kl_opt(energy: nn.Module, x_neg: Tensor) -> Tensor:
+    """Mean of E(x-) with E's parameters frozen: their gradient comes through the sample x- (B, *S) alone.
+
+    x- must keep the graph of the chain's last steps (ValueError if not). Runs under `evaluating`: spectral norm stays.
+    Source: improved CD, supplement, Eq. 7 (its energy half); over a whole chain, the self-adversarial generator loss.
+    """
+    if not x_neg.requires_grad:
+        raise ValueError(
+            "kl_opt needs samples with a graph: take the last step with differentiable=True, do not detach"
+        )
+    with evaluating(energy):
+        return checked(energy, x_neg).mean()
+
+
+def entropy_nn(x: Tensor, reference: Tensor, floor: float = 1e-4) -> Tensor:
+    """Mean log of the distance from x (B, *S) to its nearest of `reference` (M, *S), which takes no gradient.
+
+    For M samples of x's own law it grows as entropy / d. A distance below `floor` (in units of x) counts as `floor`:
+    the loss stays finite, and a sample that meets a reference exactly gets no gradient. Source: improved CD, Eq. 7.
+    """
+    if x.shape[1:] != reference.shape[1:] or not len(reference):
+        shapes = f"{tuple(x.shape)} and {tuple(reference.shape)}"
+        raise ValueError(f"entropy_nn takes x (B, *S) and a reference (M, *S) that is not empty; got {shapes}")
+    flat, others = x.flatten(1), reference.detach().flatten(1)
+    # Distances without matrix products, which lose half the digits between close points.
+    apart = torch.cdist(flat.detach(), others, compute_mode="donot_use_mm_for_euclid_dist")
+    square = (flat - others[apart.argmin(1)]).square().sum(1)  # (B,)
+    return 0.5 * square.clamp(min=floor**2).log().mean()

@@ -1,13 +1,18 @@
-"""The contrastive loss against its formula and against the gradient of an exact likelihood."""
+"""The losses against their formulas in float64, an exact likelihood's gradient and exact nearest-neighbor laws."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from problems import assert_mean, nearest_log_distance
+from scipy.special import digamma
 from scipy.stats import norm
+from torch import nn
 
-from ebmlib.objectives import contrastive
+from ebmlib.nets.energies import MLP
+from ebmlib.objectives import contrastive, entropy_nn, kl_opt
+from ebmlib.samplers import langevin_step
 
 
 def quadratic(w, x):
@@ -52,3 +57,122 @@ def test_energies_of_another_shape_are_refused(device):
         contrastive(flat, column)
     with pytest.raises(ValueError, match=r"^contrastive takes energies of shape \(B,\); got \(\) and \(4,\)$"):
         contrastive(flat.sum(), flat)
+
+
+# -- the KL term of improved contrastive divergence: its energy half --
+
+
+class Parabola(nn.Module):
+    """E(x) = w |x|^2 / 2: every gradient of a chain on it has a formula."""
+
+    def __init__(self, w, device):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, device=device, dtype=torch.float64))
+
+    def forward(self, x):
+        return 0.5 * self.w * (x**2).sum(1)
+
+
+def test_kl_gradient_comes_through_the_sample_only(device, rng):
+    w, a, b = 0.8, 0.3, 0.5
+    energy = Parabola(w, device)
+    x0 = torch.randn(50, 3, generator=rng(3), device=device, dtype=torch.float64)
+    x, _ = langevin_step(energy, x0, a, b, rng=rng(4), differentiable=True)
+    loss = kl_opt(energy, x)
+    assert energy.w.requires_grad
+    loss.backward()
+    end = x.detach()  # (1 - a w) x0 + b xi, so that d x / d w = -a x0 and d E / d x = w x
+    torch.testing.assert_close(loss.detach(), (0.5 * w * (end**2).sum(1)).mean())
+    torch.testing.assert_close(energy.w.grad, (-a * w * x0 * end).sum(1).mean())
+
+
+def test_contrastive_and_kl_gradients_add(device, rng):
+    """One loss as the chapter writes it: energies apart, then the sample's own way to the weights."""
+    w, a = 0.8, 0.3
+    energy = Parabola(w, device)
+    pos, x0 = (torch.randn(50, 3, generator=rng(k), device=device, dtype=torch.float64) for k in (5, 6))
+    x, _ = langevin_step(energy, x0, a, 0.0, differentiable=True)
+    loss, _ = contrastive(energy(pos), energy(x.detach()))
+    (loss + kl_opt(energy, x)).backward()
+    end = (1 - a * w) * x0
+    cd = 0.5 * ((pos**2).sum(1).mean() - (end**2).sum(1).mean())
+    torch.testing.assert_close(energy.w.grad, cd - a * w * (x0 * end).sum(1).mean())
+
+
+def test_kl_leaves_the_net_as_it_was(device, rng):
+    net = MLP(width=8, depth=1, spectral=True).to(device).train()
+    x0 = torch.randn(5, 2, generator=rng(7), device=device)
+    x, _ = langevin_step(net, x0, 0.1, 0.1, rng=rng(8), differentiable=True)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    kl_opt(net, x)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_kl_refuses_samples_without_a_graph_and_energies_of_another_shape(device):
+    net = Parabola(1.0, device)
+    with pytest.raises(ValueError, match="kl_opt needs samples with a graph"):
+        kl_opt(net, torch.zeros(4, 2, device=device, dtype=torch.float64))
+    wrong = nn.Linear(2, 1).to(device)
+    with pytest.raises(ValueError, match="an energy must return shape"):
+        kl_opt(wrong, torch.zeros(4, 2, device=device, requires_grad=True))
+
+
+# -- its entropy half --
+
+
+@pytest.mark.parametrize("d", [1, 2, 5])
+def test_entropy_of_a_uniform_ball_is_exact(d, device, rng):
+    """From the center of a unit ball, (distance to the nearest of M)^d is Beta(1, M): mean log in closed form."""
+    M, runs = 7, 1500
+    direction = torch.randn(runs, M, d, generator=rng(9), device=device, dtype=torch.float64)
+    radius = torch.rand(runs, M, 1, generator=rng(10), device=device, dtype=torch.float64) ** (1 / d)
+    reference = radius * direction / direction.norm(dim=2, keepdim=True)
+    center = torch.zeros(1, d, device=device, dtype=torch.float64)
+    logs = torch.stack([entropy_nn(center, points) for points in reference])
+    assert_mean(logs, (digamma(1) - digamma(M + 1)) / d, se=0.05)
+
+
+def test_entropy_of_a_gaussian_and_its_bias(device, rng):
+    """The Kozachenko-Leonenko estimate for a 2D Gaussian is too low by a known amount, the less the larger M."""
+    s, M, runs = 0.6, 100, 300
+    x = s * torch.randn(runs, 20, 2, generator=rng(11), device=device, dtype=torch.float64)
+    reference = s * torch.randn(runs, M, 2, generator=rng(12), device=device, dtype=torch.float64)
+    logs = torch.stack([entropy_nn(a, b) for a, b in zip(x, reference)])
+    assert_mean(logs, nearest_log_distance(s, M), se=0.01)
+    constant = lambda M: math.log(math.pi) + digamma(M + 1) - digamma(1)
+    entropy = math.log(2 * math.pi * math.e * s**2)
+    bias = [2 * nearest_log_distance(s, M) + constant(M) - entropy for M in (100, 1000)]
+    assert -0.05 < bias[0] < 2 * bias[1] < 0
+
+
+def test_entropy_gradient_is_the_formula(device, rng):
+    x = torch.randn(6, 1, 3, generator=rng(13), device=device, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(9, 1, 3, generator=rng(14), device=device, dtype=torch.float64, requires_grad=True)
+    value = entropy_nn(x, reference)
+    distance = (x[:, None] - reference).flatten(2).norm(dim=2)
+    torch.testing.assert_close(value, distance.min(1).values.log().mean())
+    value.backward()
+    away = (x - reference[distance.argmin(1)]).detach()
+    torch.testing.assert_close(x.grad, away / (away**2).sum((1, 2), keepdim=True) / len(x))
+    assert reference.grad is None
+
+
+def test_entropy_of_a_met_reference_is_finite(device):
+    """Three points: one on its reference, one closer than the floor, one apart. Only the last one is pushed."""
+    points = [[1.0, 2.0], [5.0, 5.0 + 1e-6], [9.0, 9.5]]
+    x = torch.tensor(points, device=device, dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([[1.0, 2.0], [5.0, 5.0], [9.0, 9.0]], device=device, dtype=torch.float64)
+    value = entropy_nn(x, reference)
+    value.backward()
+    assert value.item() == pytest.approx((2 * math.log(1e-4) + math.log(0.5)) / 3)
+    assert x.grad.tolist() == [[0, 0], [0, 0], [0, pytest.approx(2 / 3)]]
+
+
+def test_entropy_refuses_points_of_another_shape(device):
+    x = torch.zeros(4, 2, device=device)
+    with pytest.raises(ValueError, match=r"that is not empty; got \(4, 2\) and \(4, 3\)$"):
+        entropy_nn(x, torch.zeros(4, 3, device=device))
+    with pytest.raises(ValueError, match=r"that is not empty; got \(4, 2\) and \(0, 2\)$"):
+        entropy_nn(x, x[:0])
