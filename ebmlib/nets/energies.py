@@ -27,6 +27,26 @@ class MLP(nn.Module):
             x = F.silu(layer(x))
         return self.layers[-1](x).squeeze(1)
 
+    def grad_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """grad E (B, dim) and the Laplacian of E (B,) in one forward pass; differentiable in the weights and in x.
+
+        Every layer carries h, dh/dx_i and the Laplacian of h; h = s(z) gives s'(z) dz_i and s'' sum_i dz_i^2 + s' lap z.
+        """
+        count, dim = x.shape
+        eye = torch.eye(dim, dtype=x.dtype, device=x.device)
+        value, slopes, lap = x, eye[:, None].expand(dim, count, dim), torch.zeros_like(x)
+        for k, layer in enumerate(self.layers):
+            rows = F.linear(torch.cat([value[None], slopes, lap[None]]), layer.weight)  # (dim + 2, B, width)
+            z, slopes, lap = rows[0] + layer.bias, rows[1:-1], rows[-1]
+            if k == len(self.layers) - 1:
+                break
+            s = z.sigmoid()
+            first = s * (1 + z * (1 - s))
+            second = s * (1 - s) * (2 + z * (1 - 2 * s))
+            lap = second * slopes.square().sum(0) + first * lap
+            value, slopes = z * s, first * slopes
+        return slopes.squeeze(2).T, lap.squeeze(1)
+
 
 class TimeMLP(nn.Module):
     """The 2D twin of DRL's net: dense residual blocks of widths width x multipliers, x (B, dim) and t (B,) to (B,).
