@@ -25,6 +25,10 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
         ({"dataset": "checkerboard"}, (0, 1, 2)),
         ({"dataset": "25-gaussians", "b2": 0.02, "iterations": 2000}, (0,)),
     ],
+    "self_adversarial_toy": [
+        ({"dataset": "swiss-roll"}, (0, 1, 2)),
+        ({"dataset": "9-gaussians"}, (0, 1, 2)),
+    ],
 }
 PRESET = "paper"
 

@@ -237,7 +237,7 @@ def test_the_inverse_finds_the_start_where_the_bound_holds(net, device):
 
 
 def test_the_bound_of_a_quadratic_is_exact_and_sets_the_inverses_rate(quadratic, device):
-    energy, A, m = quadratic
+    energy, A, _ = quadratic
     largest = float(torch.linalg.eigvalsh(A).abs().max())
     x0 = points(8, 20, device)
     torch.testing.assert_close(flow.contraction(energy, x0, 0.3), torch.full_like(x0[:, 0], 0.3 * largest))
