@@ -1,4 +1,4 @@
-"""The gradient-flow ODE dx/dt = -grad E(x) as a generator with an exact density, and its Euler steps as a residual flow.
+"""The gradient-flow ODE dx/dt = -grad E(x) as a generator with an exact density, and its Euler steps.
 
 Source: the self-adversarial paper, section 2. Solvers are torchdiffeq's; the solution is accurate to `tol`.
 """

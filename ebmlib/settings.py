@@ -81,7 +81,7 @@ class SelfAdversarialToy:
     train_tol: float = value(1e-3, 1e-5, None, "and while training, where half the evaluations will do", low=1e-9)
     width: int = value(256, 256, None, "Appendix A.1", low=2)
     depth: int = value(4, "5 layers", None, "hidden layers: five layers of weights", low=1)
-    gain: float = value(4.0, None, None, "factor on the nets' input: narrow shapes are learned sooner", low=1e-3)
+    gain: float = value(8.0, None, None, "factor on the nets' input: narrow shapes are learned sooner", low=1e-3)
     lr: float = value(1e-3, 1e-3, None, "Appendix A.1; here with a half cosine to 0", low=0)
     warmup: int = value(50, None, None, "iterations", low=0)
     ema: float = value(0.99, None, None, "running mean of the weights", low=0)
@@ -188,7 +188,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "lr": 4e-3,
                 "warmup": 20,
                 "ema": 0.95,
-                "iterations": 250,
+                "iterations": 300,
                 "batch": 256,
                 "ml_batch": 128,
                 "generator_iterations": 30,

@@ -35,7 +35,7 @@ class MLP(nn.Module):
     def grad_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """grad E (B, dim) and the Laplacian of E (B,) in one forward pass; differentiable in the weights and in x.
 
-        Every layer carries h, dh/dx_i and the Laplacian of h; h = s(z) gives s'(z) dz_i and s'' sum_i dz_i^2 + s' lap z.
+        Every layer carries h, dh/dx_i and h's Laplacian; h = s(z) gives s'(z) dz_i and s'' sum_i dz_i^2 + s' lap z.
         """
         count, dim = x.shape
         eye = self.gain * torch.eye(dim, dtype=x.dtype, device=x.device)
