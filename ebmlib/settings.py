@@ -124,6 +124,29 @@ class ImprovedCDToy:
 
 
 @dataclass(frozen=True)
+class SelfAdversarialToy:
+    """Settings of `self_adversarial_toy` (section 5.1, Appendix A.1); no code was released."""
+
+    t_end: float = value(0.2, 0.2, None, "end time T of the ODE, Appendix A.1", low=1e-3)
+    tol: float = value(1e-5, 1e-5, None, "dopri5's tolerance wherever a density is judged", low=1e-9)
+    train_tol: float = value(1e-3, 1e-5, None, "and while training, where half the evaluations will do", low=1e-9)
+    width: int = value(256, 256, None, "Appendix A.1", low=2)
+    depth: int = value(4, "5 layers", None, "hidden layers: five layers of weights", low=1)
+    gain: float = value(8.0, None, None, "factor on the nets' input: narrow shapes are learned sooner", low=1e-3)
+    lr: float = value(1e-3, 1e-3, None, "Appendix A.1; here with a half cosine to 0", low=0)
+    warmup: int = value(50, None, None, "iterations", low=0)
+    ema: float = value(0.99, None, None, "running mean of the weights", low=0)
+    iterations: int = value(3000, 3000, None, "Appendix A.1", low=1)
+    batch: int = value(400, 800, None, "EBM objective", low=1)
+    ml_batch: int = value(200, 800, None, "likelihood; at most batch", low=1)
+    generator_iterations: int = value(300, source="continued with and without the generator loss", low=1)
+    noisy_iterations: int = value(600, source="Figure 3: the noisy chain", low=1)
+    noisy_K: int = value(80, source="its steps, each t_end / K long", low=1)
+    samples: int = value(10_000, 10_000, None, "test points, section 5.1", low=100)
+    pixels: int = value(120, source="points a side of a density's picture", low=8)
+
+
+@dataclass(frozen=True)
 class DRL:
     """Settings of `drl_cifar`: T6 on CIFAR-10 (Tables 4 and 5); where text and release differ, the release."""
 
@@ -231,6 +254,38 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
         {
             "smoke": {"iterations": 20, "batch": 32, "width": 16, "K": 4, "capacity": 100, "cells": 60},
             "quick": {"iterations": 1500, "cells": 250},
+            "gpu": {},
+            "paper": {},
+        },
+    ),
+    "self_adversarial_toy": (
+        SelfAdversarialToy,
+        {
+            "smoke": {
+                "width": 12,
+                "iterations": 6,
+                "batch": 32,
+                "ml_batch": 16,
+                "generator_iterations": 2,
+                "noisy_iterations": 3,
+                "noisy_K": 5,
+                "samples": 100,
+                "pixels": 16,
+            },
+            "quick": {
+                "width": 64,
+                "lr": 4e-3,
+                "warmup": 20,
+                "ema": 0.95,
+                "iterations": 300,
+                "batch": 256,
+                "ml_batch": 128,
+                "generator_iterations": 30,
+                "noisy_iterations": 120,
+                "noisy_K": 40,
+                "samples": 2000,
+                "pixels": 50,
+            },
             "gpu": {},
             "paper": {},
         },

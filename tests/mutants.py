@@ -395,6 +395,76 @@ MUTANTS = [
     Slip(
         "EMA with the other weight", "training.py", "(mean, now, 1 - self.decay)", "(mean, now, self.decay)", TRAINING
     ),
+    Slip(
+        "the divergence has the other sign",
+        "flow.py",
+        "-grad.flatten(1), trace[:, None]",
+        "-grad.flatten(1), -trace[:, None]",
+        ("test_flow.py::test_the_law_of_a_quadratics_flow_and_its_log_density",),
+    ),
+    Slip(
+        "the change is added",
+        "flow.py",
+        "standard_normal(x0) - change",
+        "standard_normal(x0) + change",
+        ("test_flow.py::test_the_law_of_a_quadratics_flow_and_its_log_density",),
+    ),
+    Slip(
+        "the flow climbs",
+        "flow.py",
+        "-energy_and_grad(energy, y, create_graph=create_graph)[1]",
+        "energy_and_grad(energy, y, create_graph=create_graph)[1]",
+        ("test_flow.py::test_the_flow_of_a_quadratic_is_the_matrix_exponential",),
+    ),
+    Slip(
+        "backward runs forward",
+        "flow.py",
+        "sign * velocity(y)",
+        "velocity(y)",
+        ("test_flow.py::test_the_flow_of_a_quadratic_is_the_matrix_exponential",),
+    ),
+    Slip(
+        "the flow's graph is cut",
+        "flow.py",
+        "with torch.set_grad_enabled(create_graph):\n        return _solve",
+        "with torch.no_grad():\n        return _solve",
+        ("test_flow.py::test_the_generator_loss_differentiates_through_the_sample_alone",),
+    ),
+    Slip(
+        "Euler's determinant one state late",
+        "flow.py",
+        "path[:-1]",
+        "path[1:]",
+        ("test_flow.py::test_eulers_log_determinant_is_that_of_the_full_jacobian",),
+    ),
+    Slip(
+        "Euler's Jacobian with a plus",
+        "flow.py",
+        "eye - step *",
+        "eye + step *",
+        ("test_flow.py::test_eulers_log_determinant_is_that_of_the_full_jacobian",),
+    ),
+    Slip(
+        "the bound by the wrong norm",
+        "flow.py",
+        "ord=2",
+        "ord=1",
+        ("test_flow.py::test_the_bound_of_a_quadratic_is_exact_and_sets_the_inverses_rate",),
+    ),
+    Slip(
+        "Hutchinson forgets its second probe",
+        "flow.py",
+        "flat_sum(v * hv)",
+        "flat_sum(v.abs() * hv)",
+        ("test_flow.py::test_hutchinsons_estimate_is_unbiased",),
+    ),
+    Slip(
+        "swish's second derivative",
+        "nets/energies.py",
+        "(2 + z * (1 - 2 * s))",
+        "(1 + z * (1 - 2 * s))",
+        ("test_flow.py::test_the_nets_own_laplacian_is_autograds",),
+    ),
 ]
 
 

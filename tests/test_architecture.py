@@ -26,6 +26,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "imagefiles": (set(), set()),
     "data": ({"imagefiles"}, set()),
     "samplers": ({"core"}, set()),
+    "flow": ({"core", "samplers"}, set()),
     "objectives": ({"core"}, set()),
     "recovery": ({"core", "samplers"}, set()),
     "partition": ({"core", "samplers"}, set()),
@@ -39,6 +40,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
 }
 # Packages that only these modules use, wherever in them: a function of theirs imports what not every reader has.
 INSIDE = {
+    "flow": {"torchdiffeq"},
     "imagefiles": {"PIL"},
     "metrics": {"torchmetrics"},
     "nets.features": {"safetensors"},

@@ -15,17 +15,42 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class MLP(nn.Module):
-    """Fully connected energy with `depth` hidden layers of `width` and swish: x (B, dim) to (B,)."""
+    """Fully connected energy with `depth` hidden layers of `width` and swish: x (B, dim) to (B,).
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, spectral: bool = False):
+    Coordinates are multiplied by `gain` first, as in `TimeMLP`.
+    """
+
+    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, spectral: bool = False, gain: float = 1.0):
         super().__init__()
+        self.gain = gain
         widths = [dim, *[width] * depth, 1]
         self.layers = nn.ModuleList(maybe_spectral(nn.Linear(i, o), spectral) for i, o in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.gain * x
         for layer in self.layers[:-1]:
             x = F.silu(layer(x))
         return self.layers[-1](x).squeeze(1)
+
+    def grad_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """grad E (B, dim) and the Laplacian of E (B,) in one forward pass; differentiable in the weights and in x.
+
+        Every layer carries h, dh/dx_i and h's Laplacian; h = s(z) gives s'(z) dz_i and s'' sum_i dz_i^2 + s' lap z.
+        """
+        count, dim = x.shape
+        eye = self.gain * torch.eye(dim, dtype=x.dtype, device=x.device)
+        value, slopes, lap = self.gain * x, eye[:, None].expand(dim, count, dim), torch.zeros_like(x)
+        for k, layer in enumerate(self.layers):
+            rows = F.linear(torch.cat([value[None], slopes, lap[None]]), layer.weight)  # (dim + 2, B, width)
+            z, slopes, lap = rows[0] + layer.bias, rows[1:-1], rows[-1]
+            if k == len(self.layers) - 1:
+                break
+            s = z.sigmoid()
+            first = s * (1 + z * (1 - s))
+            second = s * (1 - s) * (2 + z * (1 - 2 * s))
+            lap = second * slopes.square().sum(0) + first * lap
+            value, slopes = z * s, first * slopes
+        return slopes.squeeze(2).T, lap.squeeze(1)
 
 
 class TimeMLP(nn.Module):
