@@ -159,7 +159,7 @@ def importance_chain(log_w: Tensor) -> Estimate:
 
 
 def lower_bound(log_w: Tensor, delta: float) -> Tensor:
-    """A number that exceeds log E[w] with probability at most delta, for independent w >= 0 (B,) of any variance.
+    """A number that exceeds log E[w] with probability at most delta, for independent w >= 0 of any variance (*, B).
 
     A gambler who bets the share s on w / E[w] > 1 holds prod_i (1 - s + s w_i / E[w]), of mean 1: above 1 / delta it is
     with probability at most delta (Markov). The bound is the z that would make the mean over s = 1, 1/2, .. that rich.
@@ -167,15 +167,15 @@ def lower_bound(log_w: Tensor, delta: float) -> Tensor:
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1; got {delta!r}")
-    log_w = log_w.double()
-    share = 0.5 ** torch.arange(1 + math.ceil(math.log2(len(log_w))), dtype=torch.float64, device=log_w.device)
-    log_stay, log_share = torch.log1p(-share), share.log()  # -inf at the share 1, as it should be
-    high = log_w.max()  # no w / z is above 1 here: nothing is won
-    low = high - len(log_w) * math.log(2) - math.log(len(share) / delta)  # the largest w alone wins enough
-    for _ in range(64):  # bisection down to float64's digits: wealth falls with z
+    log_w, B = log_w.double(), log_w.shape[-1]
+    share = 0.5 ** torch.arange(1 + math.ceil(math.log2(B)), dtype=torch.float64, device=log_w.device)
+    log_stay, log_share = torch.log1p(-share)[:, None], share.log()[:, None]  # -inf at the share 1, as it should be
+    high = log_w.amax(-1)  # no w / z is above 1 here: nothing is won
+    low = high - B * math.log(2) - math.log(len(share) / delta)  # the largest w alone wins enough
+    for _ in range(60):  # bisection down to float64's digits: wealth falls with z
         z = (low + high) / 2
-        wealth = torch.logaddexp(log_stay, log_share + (log_w[:, None] - z)).sum(0)  # of each share
-        rich = torch.logsumexp(wealth, 0) - math.log(len(share)) >= -math.log(delta)
+        wealth = torch.logaddexp(log_stay, log_share + (log_w - z[..., None])[..., None, :]).sum(-1)  # (*, shares)
+        rich = torch.logsumexp(wealth, -1) - math.log(len(share)) >= -math.log(delta)
         low, high = torch.where(rich, z, low), torch.where(rich, high, z)
     return low
 
