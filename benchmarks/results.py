@@ -25,6 +25,7 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
         ({"dataset": "checkerboard"}, (0, 1, 2)),
         ({"dataset": "25-gaussians", "b2": 0.02, "iterations": 2000}, (0,)),
     ],
+    "partition_toy": [({}, (0,))],  # one run holds all 20 repetitions of every bracket
 }
 PRESET = "paper"
 
