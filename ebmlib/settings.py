@@ -121,7 +121,7 @@ class PartitionToy:
     pilots: int = value(100, source="chains that choose the steps and are not weighed", low=20)
     dims: tuple[int, ...] = value((2, 10, 50), source="of the Gaussians")
     T: int = value(6, 1000, 1000, "section 4.2: T1k")
-    hmc_steps: tuple[int, ...] = value((1, 4, 16), (1, 10, 100), source="Figure 6: HMC steps a level")
+    hmc_steps: tuple[int, ...] = value((1, 4, 16, 64), (1, 10, 100), source="Figure 6: HMC steps a level")
     L: int = value(2, 2, source="section 4.2: leapfrog steps", low=1)
     samples: int = value(2000, source="samples of the importance chain", low=50)
     span: float = value(4.5, source="half side of the data's box after scaling", low=0)
@@ -192,8 +192,9 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "repeats": 5,
                 "chains": 200,
                 "levels": 24,
+                "hmc_steps": (1, 4, 16),
                 "samples": 1000,
-                "iterations": 200,
+                "iterations": 600,
                 "batch": 128,
                 "width": 32,
                 "train_K": 10,
