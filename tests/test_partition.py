@@ -230,7 +230,7 @@ def test_a_kernel_that_is_not_exact_biases_the_weights_as_quadrature_says(dtype,
     """E[w] for ULA on a path of three energies is a double integral; it is not Z_last / Z_first."""
     (first, z_first), (last, z_last) = normal_energy(0.0, 1.0, 0.4), normal_energy(0.0, 0.5, -1.7)
     middle = geometric(first, last, (0, 0.5, 1))[1]  # of variance 1 / (1 / 2 + 2)
-    step, n = 0.2, 1000
+    step, n = 0.4, 1000
     x = torch.linspace(-9, 9, n, dtype=torch.float64)[:, None]
     moved = x - step * x * 2.5
     move = torch.exp(-((x.T - moved) ** 2) / (4 * step)) / math.sqrt(4 * math.pi * step)  # (from, to)
