@@ -1,12 +1,22 @@
-"""Partition functions. In two dimensions quadrature knows them, so every learned density can be judged exactly."""
+"""Partition functions: exact by quadrature in two dimensions; in any, bracketed by annealed importance sampling.
+
+A path is a list of energies from one whose log Z is known to the one in question; log Z here is that of its last energy
+minus that of its first. Draw exactly from the first for a stochastic lower bound, from the last for an upper one.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy
+from ebmlib.core import Energy, checked
+from ebmlib.samplers import Info, tune
+
+Kernel = Callable[..., tuple[Tensor, Info]]  # kernel(energy, x, rng=rng), leaving exp(-energy) invariant
 
 
 def grid(box: float, n: int, device: torch.device | str | None = None) -> Tensor:
@@ -44,3 +54,136 @@ def kl(
             f"kl needs p's mass inside the box: box = {box:g} with n = {n} holds {float(mass):.3f}, not .99 to 1.01"
         )
     return torch.where(p > 0, p * (lp - lq), 0.0).sum() / mass - mass.log()
+
+
+@torch.no_grad()
+def draw(
+    energy: Energy, count: int, box: float, n: int = 600, slack: float = 1.0, rng: torch.Generator | None = None
+) -> Tensor:
+    """Exact samples (count, 2) of exp(-E) cut to [-box, box]^2, by rejection, on the generator's device.
+
+    A cell is drawn by its midpoint's mass, a uniform point of it is kept with probability exp(E_mid - E(x) - slack).
+    RuntimeError where E falls more than `slack` nats below its cell's midpoint: the cells are too coarse.
+    """
+    device = None if rng is None else rng.device
+    mass = torch.softmax(-on_grid(energy, box, n, device=device).flatten(), 0)
+    middle, kept = grid(box, n, device), []
+    while sum(map(len, kept)) < count:
+        center = middle[torch.multinomial(mass, 4 * count, replacement=True, generator=rng)]
+        x = center + (torch.rand(center.shape, generator=rng, device=device) - 0.5) * (2 * box / n)
+        log_ratio = energy(center) - energy(x) - slack
+        if bool((log_ratio > 0).any()):
+            raise RuntimeError(f"draw found an energy {slack:g} nats below its cell's midpoint: n = {n} is too coarse")
+        kept.append(x[torch.rand(len(x), generator=rng, device=device).log() < log_ratio])
+    return torch.cat(kept)[:count]
+
+
+class Estimate(NamedTuple):
+    """log Z in nats, its standard error by the delta method, and the effective sample size; float64 scalars."""
+
+    log_z: Tensor
+    se: Tensor
+    ess: Tensor
+
+
+class Annealed(NamedTuple):
+    """Log weights (B,) in nats, float64, and the mean acceptance at each energy between the ends of the path."""
+
+    log_w: Tensor
+    acceptance: Tensor
+
+
+def geometric(first: Energy, last: Energy, betas: Sequence[float]) -> list[Energy]:
+    """The path (1 - beta) E_first + beta E_last, one energy for each beta; betas rise from 0 to 1 (Neal, 2001)."""
+    if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1:
+        raise ValueError(f"betas must run from 0 to 1 in at least two values; got {list(map(float, betas))}")
+    between = [lambda x, beta=beta: (1 - beta) * first(x) + beta * last(x) for beta in map(float, betas[1:-1])]
+    return [first, *between, last]
+
+
+def ais(
+    path: Sequence[Energy], x: Tensor, kernels: Kernel | Sequence[Kernel], *, rng: torch.Generator | None = None
+) -> tuple[Tensor, Annealed]:
+    """Annealed importance sampling: log w = sum_k E_k(x_k) - E_{k+1}(x_k), x_0 = x exact draws of exp(-E_0) (B, *S).
+
+    x_k is x_{k-1} moved by the kernel of E_k: one for all, or one for each energy between the ends. If they leave their
+    densities invariant, E[w] = Z_last / Z_first, mixed or not; the bias of another kernel (ULA) stays in E[w]. On the
+    reversed path, with draws of the last density, it is reverse AIS: E[w] = Z_first / Z_last. Neal (2001), section 2.
+    """
+    if not callable(kernels) and len(kernels) != len(path) - 2:
+        raise ValueError(f"ais needs one kernel for each of the {len(path) - 2} energies between; got {len(kernels)}")
+    x, log_w, acceptance = x.detach(), 0.0, []
+    for k, (old, new) in enumerate(pairwise(path)):
+        if k > 0:
+            x, info = (kernels if callable(kernels) else kernels[k - 1])(old, x, rng=rng)
+            acceptance.append(info.acceptance.mean())
+        with torch.no_grad():
+            log_w = log_w + (checked(old, x) - checked(new, x)).double()
+    return x, Annealed(log_w, torch.stack(acceptance) if acceptance else log_w.new_zeros(0))
+
+
+def tuned(
+    path: Sequence[Energy], x: Tensor, kernel: Kernel, step: float, K: int, *, rng: torch.Generator | None = None
+) -> list[Kernel]:
+    """Kernels of K steps for `ais`, each at the step that `tune` finds on pilot chains x that walk the path.
+
+    Weigh other chains than the pilots: a step that depends on the chain that it moves leaves no density invariant.
+    """
+    kernels = []
+    for energy in path[1:-1]:
+        step, x = tune(kernel, energy, x, step, K=10, rng=rng)
+        kernels.append(partial(kernel, step=step, K=K))
+    return kernels
+
+
+def estimate(log_w: Tensor) -> Estimate:
+    """log of the mean of w (B,), se = sd(w) / (mean(w) sqrt(B)), ESS = (sum w)^2 / sum w^2 (Kong, 1992).
+
+    The weights' mean is unbiased, its log is low by about se^2 / 2. Few weights that dominate make se itself too small.
+    """
+    return importance_chain(log_w[None])
+
+
+def importance_chain(log_w: Tensor) -> Estimate:
+    """Sum over levels of log mean_i w_{k,i}, log w_{k,i} = E_k(y_i) - E_{k+1}(y_i) (T, M), y_i ~ exp(-E_k) itself.
+
+    Unlike AIS it needs samples of every level. The error is that of sum_k w_{k,i} / mean(w_k), since the levels' i-th
+    samples may come from one chain; ess is the smallest of a level. Source: DRL, Eqs. 33 to 36, f = -E.
+    """
+    log_w = log_w.double()
+    M = log_w.shape[1]
+    log_mean = torch.logsumexp(log_w, 1) - math.log(M)
+    relative = (log_w - log_mean[:, None]).exp()  # (T, M), each row's mean is 1
+    ess = M / (relative**2).mean(1)
+    return Estimate(log_mean.sum(), relative.sum(0).std() / M**0.5, ess.min())
+
+
+def lower_bound(log_w: Tensor, delta: float) -> Tensor:
+    """A number that exceeds log E[w] with probability at most delta, for independent w >= 0 of any variance (*, B).
+
+    A gambler who bets the share s on w / E[w] > 1 holds prod_i (1 - s + s w_i / E[w]), of mean 1: above 1 / delta it is
+    with probability at most delta (Markov). The bound is the z that would make the mean over s = 1, 1/2, .. that rich.
+    Source: Waudby-Smith and Ramdas (2024), a fixed mixture of bets.
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie between 0 and 1; got {delta!r}")
+    log_w, B = log_w.double(), log_w.shape[-1]
+    share = 0.5 ** torch.arange(1 + math.ceil(math.log2(B)), dtype=torch.float64, device=log_w.device)
+    log_stay, log_share = torch.log1p(-share)[:, None], share.log()[:, None]  # -inf at the share 1, as it should be
+    high = log_w.amax(-1)  # no w / z is above 1 here: nothing is won
+    low = high - B * math.log(2) - math.log(len(share) / delta)  # the largest w alone wins enough
+    for _ in range(60):  # bisection down to float64's digits: wealth falls with z
+        z = (low + high) / 2
+        wealth = torch.logaddexp(log_stay, log_share + (log_w - z[..., None])[..., None, :]).sum(-1)  # (*, shares)
+        rich = torch.logsumexp(wealth, -1) - math.log(len(share)) >= -math.log(delta)
+        low, high = torch.where(rich, z, low), torch.where(rich, high, z)
+    return low
+
+
+def bracket(forward: Tensor, reverse: Tensor, delta: float = 0.05) -> tuple[Tensor, Tensor]:
+    """(low, high) that holds log Z with probability 1 - delta at least, from log weights (B,) of AIS and reverse AIS.
+
+    It needs exact starts at both ends and invariant kernels, and nothing of the weights' variance or of mixing: bad
+    annealing makes it wide, not wrong. Stochastic bounds: Grosse et al. (2015); their confidence: `lower_bound`.
+    """
+    return lower_bound(forward, delta / 2), -lower_bound(reverse, delta / 2)

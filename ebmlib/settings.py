@@ -181,6 +181,33 @@ class DRL:
         return self
 
 
+@dataclass(frozen=True)
+class PartitionToy:
+    """Settings of `partition_toy`; the paper's column is Appendix A.4 and section 4.2 of recovery likelihood."""
+
+    repeats: int = value(20, source="independent repetitions of every bracket", low=2)
+    chains: int = value(500, source="AIS: chains a direction", low=20)
+    levels: int = value(48, source="AIS: steps of the path", low=2)
+    K: int = value(3, source="AIS: MALA steps a level", low=1)
+    power: float = value(3.0, source="AIS: beta_k = (k / levels)^power in 2D", low=1)
+    delta: float = value(0.05, source="a bracket holds log Z with probability 1 - delta", low=1e-6, below=1)
+    log_c: float = value(3.0, source="log Z of the targets whose log Z is known")
+    pilots: int = value(100, source="chains that choose the steps and are not weighed", low=20)
+    dims: tuple[int, ...] = value((2, 10, 50), source="of the Gaussians")
+    T: int = value(6, 1000, 1000, "section 4.2: T1k")
+    hmc_steps: tuple[int, ...] = value((1, 4, 16, 64), (1, 10, 100), source="Figure 6: HMC steps a level")
+    L: int = value(2, 2, source="section 4.2: leapfrog steps", low=1)
+    samples: int = value(2000, source="samples of the importance chain", low=50)
+    span: float = value(4.5, source="half side of the data's box after scaling", low=0)
+    b2: float = value(0.06, "b = .0002", 2e-4, "step constant in training, as in `drl_toy`", low=0)
+    width: int = value(48, source="the learned energy's net", low=2)
+    train_K: int = value(15, 30, 30, "Langevin steps a level in training", low=1)
+    iterations: int = value(1000, source="of training", low=1)
+    batch: int = value(256, source="of training", low=1)
+    lr: float = value(3e-3, 1e-4, 1e-4, "with a half cosine to 0", low=0)
+    ema: float = value(0.99, None, 0.999, "weights that are judged", low=0, below=1)
+
+
 # Every CPU run of drl_cifar: the paper's chain on an eighth of the width, small batches, a higher rate. No mirroring:
 # every shoe of Fashion-MNIST points to the left.
 SMALL = {"width": 16, "blocks": 1, "batch": 16, "lr": 5e-4, "cosine": True, "flip": False}
@@ -285,6 +312,37 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "noisy_K": 40,
                 "samples": 2000,
                 "pixels": 50,
+            },
+            "gpu": {},
+            "paper": {},
+        },
+    ),
+    "partition_toy": (
+        PartitionToy,
+        {
+            "smoke": {
+                "repeats": 2,
+                "chains": 20,
+                "levels": 4,
+                "pilots": 20,
+                "dims": (2, 3),
+                "hmc_steps": (1, 2),
+                "samples": 50,
+                "iterations": 5,
+                "batch": 32,
+                "width": 8,
+            },
+            "quick": {
+                "repeats": 5,
+                "chains": 200,
+                "levels": 24,
+                "hmc_steps": (1, 4, 16),
+                "samples": 1000,
+                "iterations": 600,
+                "batch": 128,
+                "width": 32,
+                "train_K": 10,
+                "ema": 0.97,
             },
             "gpu": {},
             "paper": {},

@@ -300,6 +300,95 @@ MUTANTS = [
         "torch.stack([y.flatten(), x.flatten()], 1)",
         PARTITION,
     ),
+    *(
+        Slip(about, "partition.py", old, new, tuple(f"test_partition.py::{name}" for name in tests))
+        for about, old, new, *tests in [
+            (
+                "AIS moves under the next energy",
+                "kernels[k - 1])(old, x, rng=rng)",
+                "kernels[k - 1])(new, x, rng=rng)",
+                "test_a_kernel_that_is_not_exact_biases_the_weights_as_quadrature_says",
+            ),
+            (
+                "AIS weighs upside down",
+                "(checked(old, x) - checked(new, x))",
+                "(checked(new, x) - checked(old, x))",
+                "test_without_levels_it_is_importance_sampling",
+            ),
+            (
+                "AIS keeps the last weight only",
+                "log_w = log_w + (checked(old",
+                "log_w = (checked(old",
+                "test_with_perfect_kernels_the_mean_log_weight_is_low_by_the_divergences",
+            ),
+            (
+                "AIS's kernels are one off",
+                "if k > 0:",
+                "if k > 1:",
+                "test_with_perfect_kernels_the_mean_log_weight_is_low_by_the_divergences",
+            ),
+            (
+                "all energies of a path are the last one's",
+                "lambda x, beta=beta: (1 - beta) * first(x) + beta * last(x)",
+                "lambda x: (1 - betas[-2]) * first(x) + betas[-2] * last(x)",
+                "test_a_geometric_path_of_gaussians",
+            ),
+            (
+                "a tuned step that is not handed on",
+                "partial(kernel, step=step, K=K)",
+                "partial(kernel, step=0.01, K=K)",
+                "test_tuned_kernels_keep_the_window_on_other_chains",
+            ),
+            (
+                "the mean of logs",
+                "log_mean = torch.logsumexp(log_w, 1) - math.log(M)",
+                "log_mean = log_w.mean(1)",
+                "test_the_estimate_of_a_few_weights_by_hand",
+            ),
+            (
+                "ESS of the weights' roots",
+                "M / (relative**2).mean(1)",
+                "M / relative.mean(1)",
+                "test_the_effective_sample_size_of_lognormal_weights",
+            ),
+            (
+                "levels' errors add as if independent",
+                "relative.sum(0).std() / M**0.5",
+                "(relative.var(1).sum() / M) ** 0.5",
+                "test_the_importance_chain_of_recovery_likelihood",
+            ),
+            (
+                "the gambler bets one share",
+                "0.5 ** torch.arange(1 + math.ceil(math.log2(B))",
+                "1.0 ** torch.arange(1 + math.ceil(math.log2(B))",
+                "test_the_bound_is_where_the_gambler_holds_one_over_delta",
+            ),
+            (
+                "the gambler picks the best share afterwards",
+                "torch.logsumexp(wealth, -1) - math.log(len(share))",
+                "wealth.amax(-1)",
+                "test_the_bound_is_where_the_gambler_holds_one_over_delta",
+            ),
+            (
+                "each side of the bracket takes all of delta",
+                "lower_bound(forward, delta / 2)",
+                "lower_bound(forward, delta)",
+                "test_forward_lies_below_reverse_above_and_brackets_hold_at_their_rate",
+            ),
+            (
+                "draws at midpoints",
+                "generator=rng, device=device) - 0.5) * (2 * box / n)",
+                "generator=rng, device=device) - 0.5) * 0",
+                "test_draws_are_exact_inside_a_cell_too",
+            ),
+            (
+                "draws that are never refused",
+                ".log() < log_ratio])",
+                ".log() < 0])",
+                "test_draws_are_exact_inside_a_cell_too",
+            ),
+        ]
+    ),
     Slip("a steeper leaky ReLU", "nets/blocks.py", "F.leaky_relu(x, 0.2)", "F.leaky_relu(x, 0.02)", NETS),
     Slip("a shallower frequency range", "nets/blocks.py", "(dim // 2 - 1)", "(dim // 2)", NETS),
     Slip("the time is left out", "nets/blocks.py", "h = h + shift.reshape(", "h = h + 0 * shift.reshape(", NETS),
