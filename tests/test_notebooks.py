@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import papermill
@@ -18,6 +19,7 @@ import torch
 
 from ebmlib import checkpoint, results, settings
 from ebmlib.nets.energies import MLP
+from ebmlib.presets import NOTEBOOKS as SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -63,7 +65,7 @@ def test_nothing_is_stored_in_the_sources(path: Path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_parameters_are_those_of_the_settings_and_explained(path: Path):
     found = papermill.inspect_notebook(str(path))
-    known = {*settings.COMMON, *(f.name for f in settings.fields(settings.NOTEBOOKS[path.stem][0]))}
+    known = {*settings.COMMON, *(f.name for f in fields(SETTINGS[path.stem][0]))}
     assert set(settings.COMMON) <= set(found), "a common parameter is missing"
     assert set(found) <= known, "a parameter that the settings do not know"
     assert [name for name, about in found.items() if not about["help"]] == []

@@ -10,8 +10,9 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from ebmlib import settings
 from ebmlib.nets.energies import HEADS, PRECISIONS
+from ebmlib.presets import DRL, NOTEBOOKS, PRESETS
 from ebmlib.recovery import VARIANTS, noising
-from ebmlib.settings import COMMON, NOTEBOOKS, start, table
+from ebmlib.settings import COMMON, start, table
 
 EVERY = [(notebook, preset) for notebook, (_, presets) in NOTEBOOKS.items() for preset in presets]
 
@@ -21,7 +22,7 @@ EVERY = [(notebook, preset) for notebook, (_, presets) in NOTEBOOKS.items() for 
 
 def test_the_image_defaults_are_tables_4_and_5():
     paper = start("drl_cifar", {"preset": "paper"}).config
-    assert paper == settings.DRL()
+    assert paper == DRL()
     assert (paper.size, paper.width, paper.multipliers, paper.blocks) == (32, 128, (1, 2, 2, 2), 5)  # Table 4, N = 5
     assert (paper.beta1, paper.batch, paper.iterations, paper.lr) == (0.9, 256, 50_000, 1e-4)  # Table 5, Appendix B
     assert (paper.T, paper.K, paper.spectral, paper.flip) == (6, 30, True, True)  # section 4, Appendix B
@@ -33,7 +34,7 @@ def test_the_image_defaults_are_tables_4_and_5():
 
 
 def test_choices_are_those_of_the_modules():
-    allowed = {f.name: f.metadata["allowed"] for f in fields(settings.DRL)}
+    allowed = {f.name: f.metadata["allowed"] for f in fields(DRL)}
     assert set(allowed["variant"]) == set(VARIANTS)
     assert set(allowed["head"]) == set(HEADS)
     assert set(allowed["precision"]) == set(PRECISIONS)
@@ -56,7 +57,7 @@ def test_every_preset_resolves_to_valid_values(notebook, preset):
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_presets_stand_in_order_of_cost(notebook):
     _, presets = NOTEBOOKS[notebook]
-    assert [p for p in presets if p in settings.PRESETS] == list(settings.PRESETS)
+    assert [p for p in presets if p in PRESETS] == list(PRESETS)
     for name in ("iterations", "samples", "particles", "check_particles"):
         costs = [getattr(start(notebook, {"preset": p}).config, name, 0) for p in ("smoke", "quick", "paper")]
         assert costs == sorted(costs), name
@@ -185,7 +186,7 @@ def test_a_name_like_no_other_is_told_what_there_is():
 
 def test_the_table_shows_text_release_and_run():
     rows = {row[0]: row for row in table(start("drl_cifar", {"T": 3}).config)}
-    assert list(rows) == [f.name for f in fields(settings.DRL)]
+    assert list(rows) == [f.name for f in fields(DRL)]
     assert rows["T"][1:4] == ("6", "6", "3")
     assert rows["b2"][1:4] == ("b = .0002", "0.0002", "0.0002")
     assert rows["variant"][1:4] == ("text", "code", "code")
