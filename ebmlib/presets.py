@@ -349,7 +349,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "size": 28,  # as the set is
                 "multipliers": (1, 2, 4),  # the coarse floors are almost free on a CPU
                 "batch": 32,
-                "iterations": 7000,
+                "iterations": 8000,
                 "lr": 8e-4,
                 "warmup": 200,
                 "precision": "bfloat16",
