@@ -348,11 +348,9 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
             | {
                 "size": 28,  # as the set is
                 "multipliers": (1, 2, 4),  # the coarse floors are almost free on a CPU
-                "batch": 32,
-                "iterations": 8000,
-                "lr": 8e-4,
+                "iterations": 9000,
+                "lr": 6e-4,
                 "warmup": 200,
-                "precision": "bfloat16",
                 "samples": 2048,
             },
             "gpu": {
