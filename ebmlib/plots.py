@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 WIDTH = 7.0  # inches, the width of the book's column
 GAP = 2  # white pixels between images
+MOST_INSIDE = 4  # lines of a legend inside its axes
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")  # as in book.mplstyle
 
 
@@ -74,7 +75,7 @@ def paths(ax: Axes, x, box: float, title: str | None = None) -> LineCollection:
 def curves(ax: Axes, series: Mapping[str, Sequence], xlabel: str = "", ylabel: str = "") -> list[Line2D]:
     """Lines {label: (steps, values)}, or (steps, values, se) for a band of one standard error either side.
 
-    A legend appears where there is more than one line.
+    A legend appears where there is more than one line; a long one stands beside the axes.
     """
     lines = []
     for label, (steps, values, *se) in series.items():
@@ -87,7 +88,9 @@ def curves(ax: Axes, series: Mapping[str, Sequence], xlabel: str = "", ylabel: s
             ax.fill_between(steps, values - error, values + error, color=line.get_color(), alpha=0.2, linewidth=0)
         lines.append(line)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if len(lines) > 1:
+    if len(lines) > MOST_INSIDE:  # a long legend would hide the curves
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif len(lines) > 1:
         ax.legend()
     return lines
 

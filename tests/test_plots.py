@@ -87,6 +87,15 @@ def test_curves_draws_one_standard_error_either_side(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "value")
 
 
+def test_a_long_legend_stands_beside_the_curves(ax):
+    for count in (plots.MOST_INSIDE, plots.MOST_INSIDE + 1):
+        ax.clear()
+        plots.curves(ax, {str(k): (np.arange(3), np.arange(3.0) * k) for k in range(count)})
+        ax.figure.canvas.draw()
+        left = ax.get_legend().get_window_extent().x0
+        assert (left >= ax.get_window_extent().x1) == (count > plots.MOST_INSIDE)
+
+
 def test_bars_show_their_numbers_first_on_top(ax):
     drawn = plots.bars(ax, {"ULA": (0.0312, 0.002), "HMC": 0.004}, "MMD²")
     assert [b.get_width() for b in drawn] == [0.0312, 0.004]
