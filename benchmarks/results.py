@@ -91,9 +91,11 @@ def execute(run: Run) -> list[results.Row]:
 
 
 def git_commit() -> str:
-    """The commit that the rows were made at, with -dirty where the tree had changes."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """The commit that the rows were made at, with -dirty where the tree had changes beside earlier rows."""
+    ask = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
+    commit = ask(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+    status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results"]
+    return commit + "-dirty" * bool(ask(status).stdout)
 
 
 def main() -> None:
