@@ -403,7 +403,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
             },
             "quick": {
                 "targets": 2,
-                "budget": 800_000,
+                "budget": 600_000,
                 "K": 10,
                 "drl_K": 15,
                 "width": 64,
