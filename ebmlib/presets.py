@@ -175,7 +175,7 @@ class MethodsToy:
     t_end: float = value(0.2, source="flows: end time; `self_adversarial_toy`", low=1e-3)
     tol: float = value(1e-5, source="flows: tolerance where a density is judged", low=1e-9)
     train_tol: float = value(1e-3, source="flows: and while training", low=1e-9)
-    ode_passes: int = value(26, source="flows: a guess of the solver's evaluations, for the budget", low=1)
+    ode_passes: int = value(22, source="flows: a guess of the solver's evaluations, for the budget", low=1)
     samples: int = value(10_000, source="held-out data", low=100)
     cells: int = value(400, source="of the quadrature, a side", low=20)
     pixels: int = value(100, source="a side of a density's picture", low=8)
