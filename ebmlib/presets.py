@@ -403,7 +403,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
             },
             "quick": {
                 "targets": 2,
-                "budget": 600_000,
+                "budget": 500_000,
                 "K": 10,
                 "drl_K": 15,
                 "width": 64,
@@ -412,7 +412,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "tol": 1e-4,
                 "samples": 2000,
                 "cells": 200,
-                "pixels": 60,
+                "pixels": 90,
             },
             "gpu": {},
             "paper": {},
