@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ebmlib.core import checked, evaluating
+from ebmlib.core import Energy, checked, energy_and_grad, evaluating, expand, flat_sum
 
 
 def contrastive(
@@ -51,3 +51,24 @@ def entropy_nn(x: Tensor, reference: Tensor, floor: float = 1e-4) -> Tensor:
     apart = torch.cdist(flat.detach(), others, compute_mode="donot_use_mm_for_euclid_dist")
     square = (flat - others[apart.argmin(1)]).square().sum(1)  # (B,)
     return 0.5 * square.clamp(min=floor**2).log().mean()
+
+
+def denoising_score_matching(
+    energy: Energy,
+    x: Tensor,
+    sigma: float | Tensor,
+    rng: torch.Generator | None = None,
+    *,
+    weight: float | Tensor = 1.0,
+) -> Tensor:
+    """Mean of weight / 2 |sigma grad E(x + sigma n) - n|^2, n ~ N(0, I): E learns the law of x (B, *S) plus the noise.
+
+    sigma and weight are floats or (B,); sigma in units of x, positive (ValueError). Keeps a graph to E's weights.
+    Source: Vincent (2011), Eq. 9, times sigma^2. For x ~ N(0, s^2 I) the optimum is d/2 s^2 / (s^2 + sigma^2), not 0.
+    """
+    if not bool((torch.as_tensor(sigma) > 0).all()):
+        raise ValueError("denoising_score_matching needs noise: every sigma must be positive")
+    noise = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
+    noisy = (x + expand(sigma, x) * noise).detach()
+    _, grad = energy_and_grad(energy, noisy, create_graph=True)  # -grad E is the score of the model
+    return (0.5 * weight * flat_sum((expand(sigma, x) * grad - noise).square())).mean()

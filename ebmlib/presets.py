@@ -138,6 +138,50 @@ class SelfAdversarialToy:
 
 
 @dataclass(frozen=True)
+class MethodsToy:
+    """Settings of `methods_toy`: those of the methods' chapters, one optimizer and one budget for all."""
+
+    targets: int = value(4, source="how many: two-moons, 25-gaussians, checkerboard, swiss-roll", low=1, below=5)
+    budget: int = value(8_000_000, source="evaluations of the net, a training", low=1)
+    K: int = value(20, source="Langevin steps of a chain; `ml_toy`", low=2)
+    drl_K: int = value(30, source="steps a level; `drl_toy`", low=1)
+    step: float = value(0.006, source="Langevin step in scaled units; `improved_cd_toy`, its smaller one", low=1e-6)
+    span: float = value(4.5, source="half side of the data's box, energies; `ml_toy`, `drl_toy`", low=1e-3)
+    flow_span: float = value(1.8, source="and flows, as its targets in `self_adversarial_toy`", low=1e-3)
+    width: int = value(128, source="of every net, three hidden layers", low=2)
+    gain: float = value(7.0, source="factor on the coordinates, energies; `drl_toy`", low=1e-3)
+    flow_gain: float = value(8.0, source="and flows; `self_adversarial_toy`", low=1e-3)
+    batch: int = value(128, source="data a training iteration", low=2)
+    lr: float = value(3e-3, source="with a half cosine to 0; `drl_toy`, `improved_cd_toy`", low=0)
+    clip_norm: float = value(1.0, source="gradient norm; `drl_toy`", low=0)
+    ema_share: float = value(0.05, source="memory of the weights' running mean, a share of training", low=1e-6)
+    capacity: int = value(2000, source="chains in a reservoir, and samples that are judged", low=100)
+    igebm_restart: float = value(0.05, None, 0.05, "IGEBM", low=0, below=1)
+    igebm_l2: float = value(1.0, None, 1.0, "IGEBM: energy L2", low=0)
+    cold_step: float = value(10.0, None, 10.0, "IGEBM, CIFAR-10, pixels in [0, 1]", low=1e-9)
+    cold_noise: float = value(0.005, None, 0.005, "IGEBM, CIFAR-10", low=0)
+    cold_clip: float = value(0.01, None, 0.01, "IGEBM, CIFAR-10: each entry of the gradient", low=0)
+    restart: float = value(0.1, source="improved CD; `improved_cd_toy`", low=0, below=1)
+    kl: float = value(1.0, source="improved CD: weight of the KL term's energy half", low=0)
+    entropy: float = value(0.3, source="improved CD: and of its entropy half", low=0)
+    references: int = value(100, source="improved CD: past samples for the nearest neighbor", low=1)
+    l2: float = value(0.05, source="improved CD: of energies; `improved_cd_toy`", low=0)
+    sigma: float = value(0.1, source="score matching: noise, about the narrowest mode's std", low=1e-6)
+    long_K: int = value(1000, source="score matching: steps of the chains that sample it", low=1)
+    b2: float = value(0.06, source="recovery likelihood; `drl_toy`", low=1e-9)
+    b2_modes: float = value(0.02, source="and where the target has separate modes, its committed run", low=1e-9)
+    c_power: float = value(0.4, source="recovery likelihood; `drl_toy`", low=0)
+    weight_power: float = value(2.0, source="recovery likelihood; `drl_toy`", low=0)
+    t_end: float = value(0.2, source="flows: end time; `self_adversarial_toy`", low=1e-3)
+    tol: float = value(1e-5, source="flows: tolerance where a density is judged", low=1e-9)
+    train_tol: float = value(1e-3, source="flows: and while training", low=1e-9)
+    ode_passes: int = value(22, source="flows: a guess of the solver's evaluations, for the budget", low=1)
+    samples: int = value(10_000, source="held-out data", low=100)
+    cells: int = value(400, source="of the quadrature, a side", low=20)
+    pixels: int = value(100, source="a side of a density's picture", low=8)
+
+
+@dataclass(frozen=True)
 class DRL:
     """Settings of `drl_cifar`: T6 on CIFAR-10 (Tables 4 and 5); where text and release differ, the release."""
 
@@ -335,6 +379,40 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "width": 32,
                 "train_K": 10,
                 "ema": 0.97,
+            },
+            "gpu": {},
+            "paper": {},
+        },
+    ),
+    "methods_toy": (
+        MethodsToy,
+        {
+            "smoke": {
+                "targets": 1,
+                "budget": 12_000,
+                "K": 3,
+                "drl_K": 3,
+                "width": 16,
+                "batch": 32,
+                "capacity": 200,
+                "long_K": 20,
+                "tol": 1e-3,
+                "samples": 200,
+                "cells": 60,
+                "pixels": 20,
+            },
+            "quick": {
+                "targets": 2,
+                "budget": 500_000,
+                "K": 10,
+                "drl_K": 15,
+                "width": 64,
+                "capacity": 1000,
+                "long_K": 300,
+                "tol": 1e-4,
+                "samples": 2000,
+                "cells": 200,
+                "pixels": 90,
             },
             "gpu": {},
             "paper": {},

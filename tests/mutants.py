@@ -241,6 +241,20 @@ MUTANTS = [
         "reference.flatten(1)",
         OBJECTIVES,
     ),
+    Slip("denoising loses its 1/2", "objectives.py", "(0.5 * weight *", "(weight *", OBJECTIVES),
+    Slip("denoising points the wrong way", "objectives.py", "* grad - noise)", "* grad + noise)", OBJECTIVES),
+    Slip("denoising forgets sigma", "objectives.py", "(expand(sigma, x) * grad", "(grad", OBJECTIVES),
+    Slip(
+        "denoising sees clean data",
+        "objectives.py",
+        "energy, noisy, create_graph",
+        "energy, x, create_graph",
+        OBJECTIVES,
+    ),
+    Slip(
+        "denoising keeps no graph", "objectives.py", "noisy, create_graph=True", "noisy, create_graph=False", OBJECTIVES
+    ),
+    Slip("denoising without a weight", "objectives.py", "(0.5 * weight *", "(0.5 *", OBJECTIVES),
     Slip(
         "one step less keeps its graph",
         "samplers.py",

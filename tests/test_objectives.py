@@ -10,8 +10,9 @@ from scipy.special import digamma
 from scipy.stats import norm
 from torch import nn
 
+from ebmlib import densities
 from ebmlib.nets.energies import MLP
-from ebmlib.objectives import contrastive, entropy_nn, kl_opt
+from ebmlib.objectives import contrastive, denoising_score_matching, entropy_nn, kl_opt
 from ebmlib.samplers import langevin_step
 
 
@@ -176,3 +177,74 @@ def test_entropy_refuses_points_of_another_shape(device):
         entropy_nn(x, torch.zeros(4, 3, device=device))
     with pytest.raises(ValueError, match=r"that is not empty; got \(4, 2\) and \(0, 2\)$"):
         entropy_nn(x, x[:0])
+
+
+# -- denoising score matching --
+
+
+def dsm_terms(w, x, sigma, generator):
+    """The objective's own numbers on E = w |x|^2 / 2 from the same noise, written out: (B,) values and d / d w."""
+    n = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    noisy = x + sigma * n
+    miss = sigma * w * noisy - n
+    return 0.5 * (miss**2).sum(1), (miss * sigma * noisy).sum(1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_denoising_gradient_is_the_formula(several, weighted, device, rng):
+    energy = Parabola(0.7, device)
+    x = 1.4 * torch.randn(11, 3, generator=rng(15), device=device, dtype=torch.float64)
+    level = 0.2 + torch.rand(11, generator=rng(16), device=device, dtype=torch.float64) if several else 0.6
+    weight = torch.rand(11, generator=rng(17), device=device, dtype=torch.float64) if weighted else 1.0
+    loss = denoising_score_matching(energy, x, level, rng(18), weight=weight)
+    loss.backward()
+    value, slope = dsm_terms(0.7, x, level[:, None] if several else level, rng(18))
+    torch.testing.assert_close(loss.detach(), (weight * value).mean())
+    torch.testing.assert_close(energy.w.grad, (weight * slope).mean())
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.1])
+def test_denoising_optimum_of_a_gaussian(sigma, device, rng):
+    """Data N(0, s^2 I): the loss is quadratic in the precision w, least at that of the blurred law, with a known value.
+
+    mean of 1/2 |sigma w x~ - n|^2 = d/2 (sigma^2 w^2 v - 2 sigma^2 w + 1) with v = s^2 + sigma^2.
+    """
+    s, d, n = 0.8, 3, 200_000
+    x = s * torch.randn(n, d, generator=rng(19), device=device, dtype=torch.float64)
+    v = s**2 + sigma**2
+    for w in (1 / v, 0.4):
+        value, slope = dsm_terms(w, x, sigma, rng(20))
+        energy = Parabola(w, device)
+        loss = denoising_score_matching(energy, x, sigma, rng(20))
+        loss.backward()
+        torch.testing.assert_close((loss.detach(), energy.w.grad), (value.mean(), slope.mean()))
+        assert_mean(value, d / 2 * (sigma**2 * w**2 * v - 2 * sigma**2 * w + 1), se=0.02)
+        assert_mean(slope, d * (sigma**2 * w * v - sigma**2), se=0.02)
+    assert d / 2 * (1 - sigma**2 / v) == pytest.approx(d / 2 * s**2 / v)  # the value at the optimum, 1 / v
+
+
+def test_denoising_is_least_at_the_blurred_law(device, rng):
+    """On a mixture no parameter is a Gaussian's: the exact blurred energy beats the sharp one and one blurred more."""
+    target, sigma = densities.gaussian_grid(2, 1.2, 0.3), 0.4
+    x = target.sample(20_000, rng(21)).double()
+    laws = [target.blurred(std) for std in (0.0, sigma, 2 * sigma)]
+    sharp, exact, blunt = (denoising_score_matching(law.energy, x, sigma, rng(22)).item() for law in laws)
+    assert exact < sharp - 0.01
+    assert exact < blunt - 0.01
+    n = torch.randn(x.shape, generator=rng(22), device=device, dtype=x.dtype)  # the floor: E|n|^2 - E|sigma score|^2
+    noisy = (x + sigma * n).requires_grad_(True)
+    (score,) = torch.autograd.grad(laws[1].log_prob(noisy).sum(), noisy)
+    assert_mean(0.5 * ((-sigma * score - n) ** 2 - (1 - (sigma * score) ** 2)).sum(1), 0.0, se=0.02)
+
+
+def test_denoising_passes_any_shape_and_refuses_no_noise(device, rng):
+    x = torch.randn(6, 1, 2, 2, generator=rng(23), device=device, dtype=torch.float64)
+    square = lambda y: 0.5 * (y**2).flatten(1).sum(1)
+    level = torch.linspace(0.1, 0.6, 6, device=device, dtype=torch.float64)
+    ours = denoising_score_matching(square, x, level, rng(24))
+    flat = denoising_score_matching(square, x.flatten(1), level, rng(24))
+    torch.testing.assert_close(ours, flat)
+    for nothing in (0.0, -level, level * (level > 0.3)):
+        with pytest.raises(ValueError, match="every sigma must be positive"):
+            denoising_score_matching(square, x, nothing)
