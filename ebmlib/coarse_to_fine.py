@@ -38,7 +38,7 @@ def fade(shown: int, images: int) -> float:
     Algorithm 1 prints max(1, 2 N / n), which would be 1 or more at once.
     """
     if images < 1 or shown < 0:
-        raise ValueError(f"a fade needs a number of images of at least 1 and none less than 0 shown; got {shown, images}")
+        raise ValueError(f"a fade needs images >= 1 and shown >= 0; got images = {images}, shown = {shown}")
     return min(1.0, 2 * shown / images)
 
 
@@ -84,7 +84,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Repeat every pixel along every spatial dimension, so that pool(upsample(x)) = x: (B, C, h, w) to twice the sides."""
+    """Repeat every pixel along every spatial dimension, (B, C, h, w) to (B, C, 2h, 2w): pool(upsample(x)) = x."""
     for d in range(2, x.ndim):
         x = x.repeat_interleave(2, d)
     return x
@@ -139,7 +139,7 @@ def start(
     rng: torch.Generator | None = None,
     how: str = "linear",
 ) -> Tensor:
-    """Where a stage's chains start (Algorithm 1): K (1 - beta) steps of the coarse energy from noise (B, C, h, w), mixed.
+    """Where a stage's chains start (Algorithm 1): K (1 - beta) coarse steps from noise (B, C, h, w), upsampled, mixed.
 
     `schedule(k)` gives the k pairs (a, b) of a chain of k steps. Returns (B, C, 2h, 2w); at beta = 1 it is U(-1, 1).
     """
@@ -162,7 +162,7 @@ def climb(
     Source: Appendix A.8 and ablation (e), where a net is kept for each resolution.
     """
     if len(energies) != len(steps) or not energies:
-        raise ValueError(f"climb needs one number of steps an energy; got {len(energies)} energies, {len(steps)} numbers")
+        raise ValueError(f"climb needs one K an energy; got {len(energies)} energies and {len(steps)} numbers of steps")
     for s, (energy, K) in enumerate(zip(energies, steps)):
         x = upsample(x) if s else x
         x, _ = langevin(energy, x, schedule(K), rng=rng)

@@ -72,18 +72,22 @@ def power(x: Tensor) -> Tensor:
 
 
 def radial(values: Tensor) -> Tensor:
-    """Mean of values (..., n, n) over the modes with |k| rounded to 0, 1, .., n / 2: (..., n / 2 + 1); corners join the last."""
+    """Mean of values (..., n, n) over rings of modes, |k| rounded to 0, 1, .., n / 2: (..., n / 2 + 1).
+
+    The corners, where |k| is larger, join the last ring.
+    """
     n = values.shape[-1]
     ring = wavenumber(n).round().clamp(max=n // 2).long().flatten().to(values.device)
-    count = torch.zeros(n // 2 + 1, dtype=values.dtype, device=values.device).index_add(0, ring, torch.ones_like(values.flatten()[: n * n]))
+    count = torch.bincount(ring).to(values)
     total = values.new_zeros(*values.shape[:-2], n // 2 + 1).index_add(-1, ring, values.flatten(-2))
     return total / count
 
 
 def mode_variance(field: Field) -> Tensor:
-    """Variance of each Fourier mode of one component, (n, n): the eigenvalues of a covariance that shifts leave alone."""
+    """Variance of each Fourier mode of one component, (n, n): eigenvalues of a covariance that shifts leave alone."""
     n = field.size
-    waves = torch.fft.fft2(torch.eye(n * n, dtype=torch.complex128).reshape(-1, n, n), norm="ortho").flatten(1)  # (pixel, mode)
+    eye = torch.eye(n * n, dtype=torch.complex128).reshape(-1, n, n)
+    waves = torch.fft.fft2(eye, norm="ortho").flatten(1)  # (pixel, mode)
     covariance = field.covariance.cpu().to(waves)
     return ((waves.conj().T @ covariance) * waves.T).sum(1).real.reshape(n, n)
 
@@ -93,8 +97,8 @@ def two_fields(
 ) -> Field:
     """Two smooth fields on an n x n torus: means +- amplitude cos(2 pi column / n), spectrum (1 + |k|^2)^(-slope).
 
-    `variance` is a pixel's within a component, `weight` belongs to the mean +. In the Fourier basis the law is a product: one
-    direction is a mixture of two normals, every other one is normal.
+    `variance` is a pixel's within a component, `weight` belongs to the mean +. In the Fourier basis the law is a
+    product: one direction is a mixture of two normals, every other one is normal.
     """
     spectrum = (1 + wavenumber(n) ** 2) ** -slope
     spectrum = spectrum * (variance / spectrum.mean())

@@ -239,7 +239,8 @@ class GrowingNet(nn.Module):
     def grow(self) -> "GrowingNet":
         """A net for twice the size: a copy with a new Primal, a new Fade and a new FromRGB, all random, at beta = 0.
 
-        Everything else is copied bit for bit. This net stays as it is: it is the coarse sampler with its old FromRGB.
+        Everything else is copied bit for bit, and the new net is ready to train. This one stays as it is: it is the
+        coarse sampler with its old FromRGB.
         """
         fine = copy.deepcopy(self)
         fine.size, fine.beta = 2 * self.size, 0.0
@@ -247,7 +248,7 @@ class GrowingNet(nn.Module):
         fine.fade = Fade(self.features(fine.size), self.features(self.size), *self.options)
         fine.from_rgb = FromRGB(self.channels, self.features(fine.size), *self.options)
         like = self.head.bias
-        return fine.to(like.device, like.dtype).train(self.training)
+        return fine.to(like.device, like.dtype).train().requires_grad_(True)
 
     def expand(self, h: Tensor) -> Tensor:
         """The bottom block: beta Primal(h) + (1 - beta) Fade(h) (section 3.2); what has no weight is not computed."""
