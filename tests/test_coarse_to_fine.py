@@ -49,7 +49,7 @@ def test_a_stage_shows_its_images():
 
 
 def test_coarse_steps_shrink_with_beta():
-    assert [coarse_to_fine.coarse_steps(15, beta) for beta in (0, 0.2, 0.5, 0.9, 1)] == [15, 12, 8, 2, 0]
+    assert [coarse_to_fine.coarse_steps(15, beta) for beta in (0, 0.2, 0.52, 0.88, 1)] == [15, 12, 7, 2, 0]
 
 
 # -- the pyramid --
