@@ -145,14 +145,14 @@ def test_bad_arguments_get_one_sentence():
 
 def test_climbing_with_exact_energies_returns_the_exact_law(device, dtype, rng):
     """A Gaussian field at 2, 4 and 8 pixels a side: after each stage all covariances are those of its own law."""
-    law = fields.two_fields(8, variance=0.3, amplitude=0.0).to(device)
+    law = fields.two_fields(8, slope=0.5, variance=0.3, amplitude=0.0).to(device)
     laws = [law.pooled().pooled(), law.pooled(), law]
-    step = 0.1 * min(float(fields.mode_variance(one).min()) for one in laws)
+    step = 0.3 * min(float(fields.mode_variance(one).min()) for one in laws)
     seen = {}
-    x = coarse_to_fine.uniform((6000, 1, 2, 2), rng(0), device).to(dtype)
+    x = coarse_to_fine.uniform((2000, 1, 2, 2), rng(0), device).to(dtype)
     energies = [gaussian_energy(one, dtype) for one in laws]
     watch = lambda s, x: seen.update({s: x})
-    x = coarse_to_fine.climb(energies, x, (400, 120, 120), lambda k: ula(step, k), rng=rng(1), callback=watch)
+    x = coarse_to_fine.climb(energies, x, (80, 80, 120), lambda k: ula(step, k), rng=rng(1), callback=watch)
     assert torch.equal(x, seen[2])
     for s, one in enumerate(laws):
         power = fields.radial(fields.power(seen[s]))  # (n, rings)
@@ -190,8 +190,8 @@ def test_the_short_run_curvature_against_brent_and_a_chain(device, rng):
 
 def test_a_long_chain_teaches_the_truth_up_to_its_step():
     v = torch.tensor([0.1, 1.0], dtype=torch.float64)
-    w = coarse_to_fine.short_run_precision(v, torch.full_like(v, 0.3), ula(0.01, 5000))
-    torch.testing.assert_close(v, 1 / (w * (1 - 0.005 * w)))
+    w = coarse_to_fine.short_run_precision(v, torch.full_like(v, 0.3), ula(0.02, 600))
+    torch.testing.assert_close(v, 1 / (w * (1 - 0.01 * w)))
     with pytest.raises(ValueError, match="no curvature below 1/a fits"):
         coarse_to_fine.short_run_precision(torch.tensor([0.01]), torch.tensor([0.3]), ula(0.1, 5))
 
@@ -216,7 +216,7 @@ def test_the_fields_density_and_score_against_torch(device):
 def test_a_fields_samples_follow_it_and_pooled_ones_the_pooled_law(device, rng):
     law = fields.two_fields(8, variance=0.2, amplitude=0.5).to(device)
     x = law.sample(20_000, rng(0))
-    for one in (law, law.pooled(), law.pooled().pooled()):
+    for one in (law, law.pooled()):
         wave = one.means[0]
         moment = fields.mode_variance(one).to(device) + fields.power(wave[None, None])[0]
         assert_mean(fields.radial(fields.power(x)), fields.radial(moment), 0.1, z=4.5)
@@ -224,8 +224,7 @@ def test_a_fields_samples_follow_it_and_pooled_ones_the_pooled_law(device, rng):
         assert_mean(side.double(), torch.tensor([0.7]), 0.01, z=4.5)
         expected = (0.4 * wave).mean(0)  # .7 - .3 of the mean +
         assert_mean(x[:, 0].double().mean(1), expected, 0.01, z=4.5)
-        if one.size > 2:
-            x = coarse_to_fine.pool(x)
+        x = coarse_to_fine.pool(x)
 
 
 def test_pooled_is_the_blocks_mean_of_the_covariance(device):
