@@ -647,7 +647,7 @@ MUTANTS = [
         "coarse_to_fine.py",
         "x = upsample(x) if s else x",
         "x = uniform(upsample(x).shape, rng, x.device).to(x) if s else x",
-        ("test_coarse_to_fine.py::test_climbing_with_exact_energies_returns_the_exact_law",),
+        ("test_coarse_to_fine.py::test_a_stage_starts_at_the_ends_of_the_one_before",),
     ),
     Slip(
         "a chain's variance loses its square",

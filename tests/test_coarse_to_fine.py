@@ -119,6 +119,7 @@ def test_at_beta_one_the_start_is_noise_and_the_coarse_model_rests(device, rng):
     x = coarse_to_fine.start(refuse, noise, 15, lambda k: ula(0.1, k), 1.0, rng=rng(0))
     assert x.shape == (2000, 1, 4, 4)
     assert float(x.abs().max()) <= 1
+    assert_mean(x.flatten()[:, None], torch.zeros(1), 0.01)
     assert_mean(x.flatten()[:, None] ** 2, torch.tensor([1 / 3]), 0.01)
 
 
@@ -159,6 +160,14 @@ def test_climbing_with_exact_energies_returns_the_exact_law(device, dtype, rng):
         v = fields.mode_variance(one).to(device)
         # A Langevin chain's own stationary variance is v / (1 - a / (2 v)).
         assert_mean(power, fields.radial(v / (1 - step / (2 * v))), 0.1, z=4.5)
+
+
+def test_a_stage_starts_at_the_ends_of_the_one_before(device, dtype, rng):
+    x = torch.randn(5, 1, 2, 2, generator=rng(0), device=device, dtype=dtype)
+    square = lambda x: (x**2).flatten(1).sum(1)
+    ends, _ = langevin(square, x, ula(0.1, 3), rng=rng(1))
+    found = coarse_to_fine.climb([square, refuse], x, (3, 0), lambda k: ula(0.1, k), rng=rng(1))
+    assert torch.equal(found, coarse_to_fine.upsample(ends))
 
 
 def gaussian_energy(law, dtype):
