@@ -32,6 +32,7 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
         ({"dataset": "9-gaussians"}, (0, 1, 2)),
     ],
     "methods_toy": [({}, (0, 1, 2, 3, 4))],  # all four targets in a run; an interrupted one goes on method by method
+    "coarse_to_fine_toy": [({}, tuple(range(5)))],
     "partition_toy": [({}, (0,))],  # one run holds all 20 repetitions of every bracket
 }
 PRESET = "paper"

@@ -182,6 +182,40 @@ class MethodsToy:
 
 
 @dataclass(frozen=True)
+class CoarseToFineToy:
+    """Settings of `coarse_to_fine_toy`; the paper's are for images of 8 to 128 pixels (Appendix A.1, A.2)."""
+
+    steps: tuple[int, ...] = value(
+        (15, 20, 30), (15, 30, 50, 50, 60), (15,) * 5, "Langevin steps at 4, 8, 16 pixels; the paper's from 8 on"
+    )
+    images: tuple[int, ...] = value(
+        (19_200, 19_200, 38_400), "50k, 75k, ..", "50k, 75k, ..", "shown in each stage of the growing net"
+    )
+    batch: tuple[int, ...] = value((64, 64, 32), None, (256, 128, 64, 64, 32), "in each stage")
+    step: float = value(0.005, 0.5, 1.0, "a; here a quarter of the least variance", low=1e-6)
+    mix: str = value(
+        "linear", "root", "linear", "weight of Up: 1 - beta or sqrt(1 - beta^2)", allowed=("linear", "root")
+    )
+    width: int = value(2, 32, 32, "c; features are 4c", low=1)
+    spectral: bool = value(False, True, True, "Table 9; here slopes must be steep")
+    padding: str = value("circular", None, "zeros", "the field is a torus", allowed=("zeros", "circular"))
+    lr: float = value(3e-3, 1e-3, 1e-3, "A.2, up to 32 pixels; here with a half cosine to 0 in each stage", low=0)
+    beta1: float = value(0.5, 0.5, 0.5, "of Adam; its second is .999", low=0, below=1)
+    ema: float = value(0.99, low=0, below=1)
+    clip_norm: float = value(50.0, source="gradient norm", low=0)
+    slope: float = value(1.0, source="s of the field's spectrum (1 + |k|^2)^-s", low=0)
+    probes: int = value(20, source="looks at the score error while training", low=1)
+    samples: int = value(4000, source="held-out fields", low=100)
+
+    def implied(self, given: Mapping[str, Any]) -> "CoarseToFineToy":
+        """Two stages at least, each with its steps, images and batch."""
+        counts = [len(part) for part in (self.steps, self.images, self.batch)]
+        if counts[0] < 2 or len(set(counts)) > 1:
+            raise ValueError(f"steps, images and batch need one entry a stage, two stages at least; they have {counts}")
+        return self
+
+
+@dataclass(frozen=True)
 class DRL:
     """Settings of `drl_cifar`: T6 on CIFAR-10 (Tables 4 and 5); where text and release differ, the release."""
 
@@ -413,6 +447,28 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "samples": 2000,
                 "cells": 200,
                 "pixels": 90,
+            },
+            "gpu": {},
+            "paper": {},
+        },
+    ),
+    "coarse_to_fine_toy": (
+        CoarseToFineToy,
+        {
+            "smoke": {
+                "steps": (3, 4),
+                "images": (64, 64),
+                "batch": (16, 16),
+                "width": 1,
+                "probes": 2,
+                "samples": 100,
+            },
+            "quick": {
+                "steps": (15, 20),
+                "images": (9600, 9600),
+                "batch": (64, 32),
+                "ema": 0.98,
+                "samples": 1000,
             },
             "gpu": {},
             "paper": {},

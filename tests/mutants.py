@@ -34,6 +34,10 @@ class Slip(NamedTuple):
 CORE, SAMPLERS, RECOVERY = ("test_core.py",), ("test_samplers.py",), ("test_recovery.py",)
 OBJECTIVES, PARTITION, NETS = ("test_objectives.py",), ("test_partition.py",), ("test_nets.py",)
 RESERVOIR = ("test_reservoir.py",)
+GROWING = tuple(
+    f"test_nets.py::test_{name}"
+    for name in ("growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6")
+)
 DENSITIES = ("test_densities.py::test_blurred_is_the_convolution_with_a_gaussian",)
 CURVES = ("test_densities.py::test_curves_against_adaptive_quadrature",)
 FUNNEL = tuple(
@@ -567,6 +571,129 @@ MUTANTS = [
         "(2 + z * (1 - 2 * s))",
         "(1 + z * (1 - 2 * s))",
         ("test_flow.py::test_the_nets_own_laplacian_is_autograds",),
+    ),
+    Slip(
+        "the fade runs over the whole stage",
+        "coarse_to_fine.py",
+        "2 * shown / images",
+        "shown / images",
+        ("test_coarse_to_fine.py::test_beta_rises_over_the_first_half_of_a_stage",),
+    ),
+    Slip(
+        "beta as it is printed",
+        "coarse_to_fine.py",
+        "return min(1.0, 2",
+        "return max(1.0, 2",
+        ("test_coarse_to_fine.py::test_beta_rises_over_the_first_half_of_a_stage",),
+    ),
+    Slip(
+        "pooling sums",
+        "coarse_to_fine.py",
+        "(-1, 2)).mean(d + 1)",
+        "(-1, 2)).sum(d + 1)",
+        ("test_coarse_to_fine.py::test_the_pyramid_pools",),
+    ),
+    Slip(
+        "pooling takes pixels that are far apart",
+        "coarse_to_fine.py",
+        "(-1, 2)).mean(d + 1)",
+        "(2, -1)).mean(d)",
+        ("test_coarse_to_fine.py::test_the_pyramid_pools",),
+    ),
+    Slip(
+        "noise from U(0, 1)",
+        "coarse_to_fine.py",
+        "2 * torch.rand(*shape, generator=rng, device=device) - 1",
+        "torch.rand(*shape, generator=rng, device=device)",
+        ("test_coarse_to_fine.py::test_at_beta_one_the_start_is_noise_and_the_coarse_model_rests",),
+    ),
+    Slip(
+        "noise before upsampling",
+        "coarse_to_fine.py",
+        "beta * uniform(up.shape, rng, up.device).to(up)",
+        "beta * upsample(uniform(coarse.shape, rng, up.device)).to(up)",
+        ("test_coarse_to_fine.py::test_the_mixtures_mean_and_variance",),
+    ),
+    Slip(
+        "the mixture's weights swapped",
+        "coarse_to_fine.py",
+        "1 - beta if how",
+        "beta if how",
+        ("test_coarse_to_fine.py::test_the_mixtures_mean_and_variance",),
+    ),
+    Slip(
+        "the root of the wrong thing",
+        "coarse_to_fine.py",
+        "(1 - beta**2) ** 0.5",
+        "(1 - beta) ** 0.5",
+        ("test_coarse_to_fine.py::test_the_mixtures_mean_and_variance",),
+    ),
+    Slip(
+        "coarse steps grow with beta",
+        "coarse_to_fine.py",
+        "round(K * (1 - beta))",
+        "round(K * beta)",
+        ("test_coarse_to_fine.py::test_coarse_steps_shrink_with_beta",),
+    ),
+    Slip(
+        "all coarse steps are taken",
+        "coarse_to_fine.py",
+        "schedule(coarse_steps(K, beta))",
+        "schedule(K)",
+        ("test_coarse_to_fine.py::test_the_start_of_a_stage_in_closed_form",),
+    ),
+    Slip(
+        "a stage starts anew",
+        "coarse_to_fine.py",
+        "x = upsample(x) if s else x",
+        "x = uniform(upsample(x).shape, rng, x.device).to(x) if s else x",
+        ("test_coarse_to_fine.py::test_a_stage_starts_at_the_ends_of_the_one_before",),
+    ),
+    Slip(
+        "a chain's variance loses its square",
+        "coarse_to_fine.py",
+        "(1 - a * precision) ** 2 * begin",
+        "(1 - a * precision) * begin",
+        ("test_coarse_to_fine.py::test_the_short_run_curvature_against_brent_and_a_chain",),
+    ),
+    Slip(
+        "Primal without its root",
+        "nets/energies.py",
+        "(F.avg_pool2d(x, 2))) / math.sqrt(2)",
+        "(F.avg_pool2d(x, 2))) / 2",
+        GROWING,
+    ),
+    Slip(
+        "the fade is swapped",
+        "nets/energies.py",
+        "self.beta * self.primal[str(self.size)](h) + (1 - self.beta) * self.fade(h)",
+        "(1 - self.beta) * self.primal[str(self.size)](h) + self.beta * self.fade(h)",
+        GROWING,
+    ),
+    Slip(
+        "growing shares the trunk", "nets/energies.py", "fine = copy.deepcopy(self)", "fine = copy.copy(self)", GROWING
+    ),
+    Slip(
+        "growing keeps FromRGB",
+        "nets/energies.py",
+        "        fine.from_rgb = FromRGB(self.channels, self.features(fine.size), *self.options)\n",
+        "",
+        GROWING,
+    ),
+    Slip("growing forgets to thaw", "nets/energies.py", ".train().requires_grad_(True)", ".train()", GROWING),
+    Slip(
+        "the field's mixture without its weights",
+        "fields.py",
+        "self.weights.log() - 0.5 * squares",
+        "-0.5 * squares",
+        ("test_coarse_to_fine.py::test_the_fields_density_and_score_against_torch",),
+    ),
+    Slip(
+        "pooling a field by rows alone",
+        "fields.py",
+        "torch.kron(pair, pair)",
+        "torch.kron(pair, pair.roll(1, 1))",
+        ("test_coarse_to_fine.py::test_pooled_is_the_blocks_mean_of_the_covariance",),
     ),
 ]
 

@@ -29,6 +29,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "flow": ({"core", "samplers"}, set()),
     "objectives": ({"core"}, set()),
     "recovery": ({"core", "samplers"}, set()),
+    "coarse_to_fine": ({"core", "samplers"}, set()),
+    "fields": ({"core"}, set()),
     "partition": ({"core", "samplers"}, set()),
     "checkpoint": (set(), {"safetensors"}),
     "training": ({"checkpoint"}, {"tqdm"}),

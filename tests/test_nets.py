@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from ebmlib.core import energy_and_grad, evaluating
 from ebmlib.nets.blocks import ResBlock, TimeEmbedding, sinusoidal
-from ebmlib.nets.energies import MLP, TimeMLP, TimeWideResNet, channels_last, parameter_count
+from ebmlib.nets.energies import MLP, GrowingNet, TimeMLP, TimeWideResNet, channels_last, parameter_count
 
 # name: (net, shape of a sample); the multipliers include a stage that widens and one that does not
 NETS = {
@@ -20,7 +20,18 @@ NETS = {
     "plain time mlp": (lambda: TimeMLP(5, 8, (1, 2), blocks=2, spectral=False), (5,)),
     "resnet": (lambda: TimeWideResNet(3, 8, (1, 2), 2), (3, 8, 8)),
     "dense resnet": (lambda: TimeWideResNet(1, 8, (1, 2, 2), 1, head="dense", spectral=False), (1, 8, 12)),
+    "growing": (lambda: GrowingNet(16, 3, 2), (3, 16, 16)),
+    "grown": (lambda: half_grown(GrowingNet(4, 1, 2, spectral=False, padding="circular")), (1, 8, 8)),
 }
+
+
+def half_grown(net: GrowingNet) -> GrowingNet:
+    """One stage on, in the middle of the fade."""
+    net = net.grow()
+    net.beta = 0.4
+    return net
+
+
 TIMED = [name for name in NETS if "time" in name or "resnet" in name]
 
 
@@ -176,6 +187,98 @@ def test_the_paper_s_net_has_the_paper_s_widths():
     assert parameter_count(net) == blocks + ends
 
 
+# -- the growing net of CF-EBM --
+
+
+def scramble(module: nn.Module) -> None:
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(torch.randn_like(p))
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_the_fade_hears_one_block_at_either_end(spectral, device, dtype, rng):
+    torch.manual_seed(0)
+    net = GrowingNet(8, 2, 2, spectral).to(device, dtype).grow().eval()
+    x = torch.randn(3, 2, 16, 16, generator=rng(0), device=device, dtype=dtype)
+    assert net.beta == 0
+    values = {}
+    for moved in ("nothing", "primal", "fade"):
+        if moved != "nothing":
+            scramble(net.primal["16"] if moved == "primal" else net.fade)
+        for net.beta in (0.0, 0.5, 1.0):
+            values[moved, net.beta] = net(x)
+    same = lambda a, b, beta: torch.equal(values[a, beta], values[b, beta])
+    assert same("nothing", "primal", 0.0)  # at beta = 0 the energy does not depend on Primal
+    assert same("primal", "fade", 1.0)  # at beta = 1 not on Fade
+    for a, b, beta in [("nothing", "primal", 0.5), ("nothing", "primal", 1.0)]:
+        assert not same(a, b, beta)
+    for a, b, beta in [("primal", "fade", 0.0), ("primal", "fade", 0.5)]:
+        assert not same(a, b, beta)
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_growing_keeps_every_trunk_parameter_bit_for_bit(spectral, device, rng):
+    torch.manual_seed(0)
+    net = GrowingNet(4, 1, 2, spectral).to(device)
+    for size in (8, 16, 32):
+        before = {key: value.clone() for key, value in net.state_dict().items()}
+        (x,) = (torch.randn(2, 1, net.size, net.size, generator=rng(0), device=device),)
+        value = net.eval()(x)
+        net.requires_grad_(False)
+        fine = net.grow()
+        trunk = [key for key in before if not key.startswith(("from_rgb", "fade"))]
+        assert len(trunk) >= 6
+        after = fine.state_dict()
+        assert [key for key in trunk if not torch.equal(after[key], before[key])] == []
+        new = {key for key in after if key not in trunk}
+        assert new == {key for key in after if key.startswith(("from_rgb", "fade", f"primal.{size}"))}
+        key = "from_rgb.conv.bias"
+        assert not torch.equal(after[key], before[key])  # a new one, random
+        assert all(p.requires_grad for p in fine.parameters())
+        assert all(module.training for module in fine.modules())
+        scramble(fine)  # the coarse net is a copy of its own, with its old FromRGB
+        assert torch.equal(net(x), value)
+        assert fine.eval()(torch.zeros(2, 1, size, size, device=device)).shape == (2,)
+        fine.beta = 1.0
+        net = fine
+
+
+def conv(x, layer, **kw):
+    return F.conv2d(x, layer.weight, layer.bias, **kw)
+
+
+def mean4(h):
+    return (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4
+
+
+def test_the_growing_net_is_table_6(device, dtype, rng):
+    """FromRGB, Expand, the older Primal, the top with its 4 x 4 convolution, the number: written out."""
+    torch.manual_seed(0)
+    net = GrowingNet(8, 3, 2, spectral=False).to(device, dtype).grow()
+    net.beta = 0.3
+    x = torch.randn(5, 3, 16, 16, generator=rng(0), device=device, dtype=dtype)
+
+    def primal(h, block):
+        main = F.silu(conv(F.silu(conv(h, block.first, padding=1)), block.second, padding=1, stride=2))
+        return (main + mean4(conv(h, block.shortcut))) / 2**0.5
+
+    h = F.silu(conv(x, net.from_rgb.conv, padding=1))
+    h = 0.3 * primal(h, net.primal["16"]) + 0.7 * mean4(conv(h, net.fade.conv, padding=1))
+    h = primal(h, net.primal["8"])
+    h = F.silu(conv(F.silu(conv(h, net.wide, padding=1)), net.last))
+    assert h.shape == (5, 8, 1, 1)
+    assert_same(net(x), h[:, :, 0, 0] @ net.head.weight[0] + net.head.bias)
+
+
+def test_the_growing_net_has_the_paper_s_widths():
+    net = GrowingNet(256, spectral=False)
+    assert [net.features(r) for r in (256, 128, 64, 32, 16, 8, 4)] == [16, 32, 64, 128, 128, 128, 128]
+    assert net.from_rgb.conv.weight.shape == (16, 3, 3, 3)
+    assert net.primal["256"].second.weight.shape[0] == 32
+    assert net.last.weight.shape[2:] == (4, 4)
+
+
 def test_sinusoidal_embedding_is_the_transformer_s(device):
     t = torch.tensor([0, 1, 5, 999], device=device)
     for dim in (4, 32, 128):
@@ -296,3 +399,8 @@ def test_bad_arguments_get_one_sentence(device):
     net = TimeWideResNet(1, 4, (1, 1, 1), 1).to(device)
     with pytest.raises(ValueError, match=r"^images of 8 x 10: both sides must be divisible by 4$"):
         net(torch.zeros(1, 1, 8, 10, device=device), torch.zeros(1, device=device))
+    for size in (2, 12):
+        with pytest.raises(ValueError, match=rf"^size = {size}: a growing net allows 4, 8, 16, 32, ...$"):
+            GrowingNet(size)
+    with pytest.raises(ValueError, match=r"^this net takes images of shape \(1, 4, 4\); got \(1, 8, 8\)$"):
+        GrowingNet(4, 1, 1).to(device)(torch.zeros(1, 1, 8, 8, device=device))

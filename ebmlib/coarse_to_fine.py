@@ -1,0 +1,196 @@
+"""Coarse-to-fine training (CF-EBM): the pyramid of data, the fade, where a stage's chains start, stage sampling.
+
+A stage models images at one resolution; the net of the next is `GrowingNet.grow` of its own. `training.fit` trains.
+Source: Zhao, Xie and Li (2021), Algorithms 1 and 2, section 3.2; Appendix A.6 for frozen coarse nets.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ebmlib.core import Energy
+from ebmlib.samplers import Pair, langevin
+
+MIXES = ("linear", "root")
+Schedule = Callable[[int], Sequence[Pair]]
+
+
+class Stage(NamedTuple):
+    """One resolution: size in pixels a side, images to be shown (N), Langevin steps (T), batch (n), learning rate."""
+
+    size: int
+    images: int
+    K: int
+    batch: int
+    lr: float = 1e-3
+
+    @property
+    def iterations(self) -> int:
+        """Batches until `images` images were shown."""
+        return -(-self.images // self.batch)
+
+
+def fade(shown: int, images: int) -> float:
+    """beta = min(1, 2 m / N) after m of a stage's N images: Primal is faded in over the first half.
+
+    Algorithm 1 prints max(1, 2 N / n), which would be 1 or more at once.
+    """
+    if images < 1 or shown < 0:
+        raise ValueError(f"a fade needs images >= 1 and shown >= 0; got images = {images}, shown = {shown}")
+    return min(1.0, 2 * shown / images)
+
+
+class Fading:
+    """Counts the images of a stage and sets `beta` of its nets (the trained one and its running mean).
+
+    Its state_dict is the count: `training.fit` saves it in `state`, and a resumed stage fades on where it was.
+    """
+
+    def __init__(self, images: int, *nets: nn.Module):
+        self.images, self.nets, self.shown = images, nets, 0
+        self._set()
+
+    @property
+    def beta(self) -> float:
+        """The fading factor for the next batch."""
+        return fade(self.shown, self.images)
+
+    def advance(self, images: int) -> None:
+        """Count a batch of `images` images that were used."""
+        self.shown += images
+        self._set()
+
+    def _set(self) -> None:
+        for net in self.nets:
+            net.beta = self.beta
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shown": self.shown}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.shown = state["shown"]
+        self._set()
+
+
+def pool(x: Tensor) -> Tensor:
+    """Mean over 2 pixels along every spatial dimension: (B, C, 2h, 2w) to (B, C, h, w), signals (B, C, 2h) alike."""
+    if x.ndim < 3 or any(side % 2 for side in x.shape[2:]):
+        raise ValueError(f"pooling takes (B, C, *sides) with even sides; got {tuple(x.shape)}")
+    for d in range(2, x.ndim):
+        x = x.unflatten(d, (-1, 2)).mean(d + 1)
+    return x
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Repeat every pixel along every spatial dimension, (B, C, h, w) to (B, C, 2h, 2w): pool(upsample(x)) = x."""
+    for d in range(2, x.ndim):
+        x = x.repeat_interleave(2, d)
+    return x
+
+
+def pyramid(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """x (B, C, H, W) average-pooled to each of `sizes`, in their order (section 3.2: "average pooling").
+
+    ValueError for a size that no number of halvings reaches.
+    """
+    levels = {x.shape[-1]: x}
+    while x.shape[-1] > min(sizes) and not any(side % 2 for side in x.shape[2:]):
+        x = pool(x)
+        levels[x.shape[-1]] = x
+    missing = [size for size in sizes if size not in levels]
+    if missing:
+        raise ValueError(f"sizes {missing} cannot be reached by halving; there are {sorted(levels)}")
+    return [levels[size] for size in sizes]
+
+
+def uniform(shape: Sequence[int], rng: torch.Generator | None = None, device: Any = None) -> Tensor:
+    """Noise from U(-1, 1), where every chain of the paper starts."""
+    return 2 * torch.rand(*shape, generator=rng, device=device) - 1
+
+
+def mix(coarse: Tensor, beta: float, rng: torch.Generator | None = None, how: str = "linear") -> Tensor:
+    """The start of fine chains: (1 - beta) Up(coarse) + beta U(-1, 1), from (B, C, h, w) to twice the sides.
+
+    how "root" weighs Up with sqrt(1 - beta^2), which keeps the variance where both have the same; Algorithm 1.
+    """
+    if how not in MIXES:
+        raise ValueError(f"how = {how!r}: allowed are {', '.join(map(repr, MIXES))}")
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta = {beta!r}: it lies from 0 to 1")
+    up = upsample(coarse)
+    weight = 1 - beta if how == "linear" else (1 - beta**2) ** 0.5
+    return weight * up + beta * uniform(up.shape, rng, up.device).to(up)
+
+
+def coarse_steps(K: int, beta: float) -> int:
+    """How many of the coarse model's K steps are still taken at beta: K (1 - beta), rounded (Algorithm 1)."""
+    return round(K * (1 - beta))
+
+
+def start(
+    coarse: Energy,
+    noise: Tensor,
+    K: int,
+    schedule: Schedule,
+    beta: float,
+    *,
+    rng: torch.Generator | None = None,
+    how: str = "linear",
+) -> Tensor:
+    """Where a stage's chains start (Algorithm 1): K (1 - beta) coarse steps from noise (B, C, h, w), upsampled, mixed.
+
+    `schedule(k)` gives the k pairs (a, b) of a chain of k steps. Returns (B, C, 2h, 2w); at beta = 1 it is U(-1, 1).
+    """
+    x, _ = langevin(coarse, noise, schedule(coarse_steps(K, beta)), rng=rng)
+    return mix(x, beta, rng, how)
+
+
+def climb(
+    energies: Sequence[Energy],
+    x: Tensor,
+    steps: Sequence[int],
+    schedule: Schedule,
+    *,
+    rng: torch.Generator | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Stage sampling: chains of steps[s] steps on energies[s], coarsest first, each resolution's ends upsampled.
+
+    x is the coarsest start (B, C, h, w), each stage doubles its sides. `callback(s, x)` sees every stage's ends.
+    Source: Appendix A.8 and ablation (e), where a net is kept for each resolution.
+    """
+    if len(energies) != len(steps) or not energies:
+        raise ValueError(f"climb needs one K an energy; got {len(energies)} energies and {len(steps)} numbers of steps")
+    for s, (energy, K) in enumerate(zip(energies, steps)):
+        x = upsample(x) if s else x
+        x, _ = langevin(energy, x, schedule(K), rng=rng)
+        if callback is not None:
+            callback(s, x)
+    return x
+
+
+def chain_variance(precision: Tensor, begin: Tensor, schedule: Sequence[Pair]) -> Tensor:
+    """Variance after a chain on E = precision x^2 / 2 that starts with variance `begin`: v <- (1 - a w)^2 v + b^2."""
+    for a, b in schedule:
+        begin = (1 - a * precision) ** 2 * begin + b**2
+    return begin
+
+
+def short_run_precision(variance: Tensor, begin: Tensor, schedule: Sequence[Pair], rounds: int = 60) -> Tensor:
+    """The curvature w at which a short chain turns variance `begin` into the data's `variance`, elementwise.
+
+    It is where maximum likelihood with such chains comes to rest on Gaussian data; only a long chain has w = 1/variance
+    (up to its step). Bisection on -1/a < w < 1/a, where the end's variance falls with w; the noise alone must not be
+    more than `variance` at w = 1/a (ValueError).
+    """
+    top = 1 / max(a for a, _ in schedule)
+    low, high = torch.full_like(variance, -top), torch.full_like(variance, top)
+    if bool((chain_variance(high, begin, schedule) > variance).any()):
+        raise ValueError("the chain's last noise alone has more variance than the data: no curvature below 1/a fits")
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        wide = chain_variance(middle, begin, schedule) > variance
+        low, high = torch.where(wide, middle, low), torch.where(wide, high, middle)
+    return (low + high) / 2
