@@ -176,8 +176,8 @@ def mala(
 def independence(energy: Energy, x: Tensor, K: int = 1, *, rng: torch.Generator | None = None) -> tuple[Tensor, Info]:
     """K Metropolis steps whose proposals are drawn from N(0, I), whatever x is: exact for exp(-E), no gradient.
 
-    x is (B, *S). A jump crosses any barrier; it is accepted often only where exp(-E) is close to N(0, I), as in the noise
-    space of a decoder. Source: Tierney (1994), section 2.3.3.
+    x is (B, *S). A jump crosses any barrier; it is accepted often only where exp(-E) is close to N(0, I), as in
+    the noise space of a decoder. Source: Tierney (1994), section 2.3.3.
     """
     x = x.detach()
     with torch.no_grad():
