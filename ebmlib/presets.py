@@ -128,11 +128,10 @@ class VAEBMToy:
     anneal: float = value(0.625, source="share of them in which the KL weight rises to 1", low=1e-3)
     posterior: int = value(10_000, 10_000, None, "section 5.4: samples a node that test points touch", low=1)
     coarse: int = value(200, source="samples of the other nodes", low=1)
-    nodes: int = value(124, source="a side of the grid for log p of the VAE", low=4)
+    nodes: int = value(124, source="a side of the grid for log p of the VAE and for Z", low=4)
     block: int = value(20_000, source="posterior samples at once", low=1)
     tests: int = value(100_000, 100_000, None, "section 5.4: test points", low=10)
     direct: int = value(1000, source="of them estimated without the grid", low=2)
-    cells: int = value(600, source="of the quadrature, a side", low=20)
     K: int = value(5, 10, 10, "gradient steps of a chain an iteration; CIFAR-10", low=1)
     eta: float = value(5e-3, 8e-5, 8e-5, "of the plain Langevin chains; CIFAR-10", low=1e-9)
     step: float = value(0.02, source="of the corrected chains, eta / 2", low=1e-9)
@@ -376,28 +375,23 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "nodes": 30,
                 "tests": 500,
                 "direct": 50,
-                "cells": 60,
                 "iterations": 12,
                 "compare_iterations": 6,
                 "batch": 32,
-                "chains": 32,
-                "warmup": 2,
                 "probes": 100,
-                "long_K": 10,
                 "decoder_iterations": 5,
                 "mixture": 1000,
             },
             "quick": {
-                "width": 96,
+                "width": 64,
                 "vae_iterations": 3000,
-                "posterior": 1000,
+                "posterior": 500,
                 "coarse": 100,
                 "nodes": 90,
                 "tests": 10_000,
                 "direct": 200,
-                "cells": 300,
-                "iterations": 600,
-                "compare_iterations": 200,
+                "iterations": 400,
+                "compare_iterations": 150,
                 "lr": 2e-3,
                 "ema": 0.98,
                 "probes": 1000,
