@@ -30,7 +30,8 @@ class Normal(NamedTuple):
 class GaussianMLP(nn.Module):
     """`depth` hidden layers of `width` with ReLU: (B, inner) to a Gaussian over (B, outer).
 
-    Log standard deviations are kept within +-bound by a scaled tanh: a variance cannot vanish or explode.
+    Log standard deviations are kept within +-bound by a scaled tanh: a variance cannot vanish or explode. Hidden weights
+    start as in He et al. (2015): with PyTorch's own start a deep narrow net hardly sees its input, and a VAE collapses.
     """
 
     def __init__(self, inner: int, outer: int, width: int = 256, depth: int = 4, bound: float = 7.0):
@@ -38,6 +39,8 @@ class GaussianMLP(nn.Module):
         self.bound = bound
         widths = [inner, *[width] * depth, 2 * outer]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
+        for layer in self.layers[:-1]:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Normal:
         for layer in self.layers[:-1]:
