@@ -30,8 +30,8 @@ class Normal(NamedTuple):
 class GaussianMLP(nn.Module):
     """`depth` hidden layers of `width` with ReLU: (B, inner) to a Gaussian over (B, outer).
 
-    Log standard deviations are kept within +-bound by a scaled tanh: a variance cannot vanish or explode. Hidden weights
-    start as in He et al. (2015): with PyTorch's own start a deep narrow net hardly sees its input, and a VAE collapses.
+    Log standard deviations are kept within +-bound by a scaled tanh: a variance cannot vanish or explode.
+    Hidden weights start as in He et al. (2015): with PyTorch's start a narrow net hardly sees its input, and collapses.
     """
 
     def __init__(self, inner: int, outer: int, width: int = 256, depth: int = 4, bound: float = 7.0):
