@@ -382,7 +382,8 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
             },
             "quick": {
                 "width": 64,
-                "vae_iterations": 3000,
+                "vae_iterations": 5000,
+                "vae_lr": 3e-3,
                 "posterior": 500,
                 "coarse": 100,
                 "nodes": 90,

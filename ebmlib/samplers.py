@@ -186,7 +186,7 @@ def independence(energy: Energy, x: Tensor, K: int = 1, *, rng: torch.Generator 
         for _ in range(K):
             proposal = noise_like(x, rng)
             new_value = checked(energy, proposal)
-            log_ratio = value - new_value + 0.5 * (flat_sum(proposal**2) - flat_sum(x**2))
+            log_ratio = (value - 0.5 * flat_sum(x**2)) - (new_value - 0.5 * flat_sum(proposal**2))
             accept, probability = _accept(log_ratio, rng)
             x, value = _pick(accept, proposal, x), torch.where(accept, new_value, value)
             total = total + probability

@@ -597,7 +597,7 @@ MUTANTS = [
     Slip(
         "jumps forget their proposal's density",
         "samplers.py",
-        "value - new_value + 0.5 * (flat_sum(proposal**2) - flat_sum(x**2))",
+        "(value - 0.5 * flat_sum(x**2)) - (new_value - 0.5 * flat_sum(proposal**2))",
         "value - new_value",
         ("test_samplers.py::test_independence_is_exact_and_forgets_its_start",),
     ),
