@@ -27,6 +27,7 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
         ({"dataset": "25-gaussians", "b2": 0.02, "iterations": 2000}, (0,)),
     ],
     "improved_cd_toy": [({"dataset": "25-gaussians", "step": step}, tuple(range(10))) for step in (0.012, 0.006)],
+    "vaebm_toy": [({"dataset": "25-gaussians"}, (0, 1, 2, 3, 4))],
     "self_adversarial_toy": [
         ({"dataset": "swiss-roll"}, (0, 1, 2)),
         ({"dataset": "9-gaussians"}, (0, 1, 2)),

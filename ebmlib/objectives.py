@@ -72,3 +72,17 @@ def denoising_score_matching(
     noisy = (x + expand(sigma, x) * noise).detach()
     _, grad = energy_and_grad(energy, noisy, create_graph=True)  # -grad E is the score of the model
     return (0.5 * weight * flat_sum((expand(sigma, x) * grad - noise).square())).mean()
+
+
+def elbo(log_lik: Tensor, mean: Tensor, log_std: Tensor, *, beta: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Minus the evidence lower bound, mean of beta KL(q || N(0, I)) - log p(x | z), z one draw of q; and its stats.
+
+    log_lik (B,) in nats; mean and log_std (B, d) of the Gaussian q(z | x), whose KL is in closed form. beta rises from
+    0 to 1 where the KL term is annealed; stats["elbo"] is the bound itself, at beta = 1. Source: VAEBM, Eq. 3.
+    """
+    if log_lik.ndim != 1 or mean.shape != log_std.shape or len(mean) != len(log_lik):
+        shapes = f"{tuple(log_lik.shape)}, {tuple(mean.shape)} and {tuple(log_std.shape)}"
+        raise ValueError(f"elbo takes log likelihoods (B,) and q's mean and log_std (B, d); got {shapes}")
+    kl = 0.5 * flat_sum(mean**2 + (2 * log_std).exp() - 1 - 2 * log_std)
+    stats = {"elbo": (log_lik - kl).mean().detach(), "kl": kl.mean().detach(), "log_lik": log_lik.mean().detach()}
+    return (beta * kl - log_lik).mean(), stats

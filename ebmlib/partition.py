@@ -33,6 +33,37 @@ def on_grid(function: Callable[[Tensor], Tensor], box: float, n: int, chunk: int
     return torch.cat(values).double().reshape(n, n)
 
 
+def interpolate(values: Tensor, box: float, x: Tensor) -> Tensor:
+    """Values (n, n) on `grid(box, n)` at points x (B, 2), by Keys' cubic convolution: (B,) in float64.
+
+    Exact for quadratics, of third order elsewhere (Keys, 1981). The outermost cell and what lies beyond is extrapolated
+    from the four last rows. ValueError for n below 4.
+    """
+    n = len(values)
+    if values.shape != (n, n) or n < 4:
+        raise ValueError(f"interpolate needs square values of at least 4 a side; got {tuple(values.shape)}")
+    place = (x.double() + box) * (n / (2 * box)) - 0.5  # in cells; (B, 2), fast index first
+    first = place.floor().long().clamp(1, n - 3) - 1
+    t = (place - first - 1)[..., None]  # 0..1 between the middle two of four nodes
+    weight = torch.cat(
+        [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], 2
+    )  # (B, 2, 4), twice Keys' weights
+    four = torch.arange(4, device=x.device)
+    rows, columns = first[:, 1, None] + four, first[:, 0, None] + four
+    patch = values[rows[:, :, None], columns[:, None, :]].double()  # (B, 4, 4)
+    return torch.einsum("brc,br,bc->b", patch, weight[:, 1], weight[:, 0]) / 4
+
+
+def touched(box: float, n: int, x: Tensor) -> Tensor:
+    """Which nodes of `grid(box, n)` `interpolate` reads for points x (B, 2): (n, n) of bool."""
+    first = ((x.double() + box) * (n / (2 * box)) - 0.5).floor().long().clamp(1, n - 3) - 1
+    four = torch.arange(4, device=x.device)
+    found = torch.zeros(n, n, dtype=torch.bool, device=x.device)
+    rows, columns = (first[:, k, None] + four for k in (1, 0))
+    found[rows[:, :, None], columns[:, None, :]] = True
+    return found
+
+
 def log_z(energy: Energy, box: float, n: int = 600, device=None) -> Tensor:
     """log of the integral of exp(-E) over [-box, box]^2 by the midpoint rule with n x n cells, in nats."""
     values = on_grid(energy, box, n, device=device)

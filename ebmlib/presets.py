@@ -115,6 +115,46 @@ class ImprovedCDToy:
 
 
 @dataclass(frozen=True)
+class VAEBMToy:
+    """Settings of `vaebm_toy` (section 5.4). The paper's steps are for CIFAR-10; no 2D code was released."""
+
+    latents: int = value(20, 20, None, "section 5.4", low=1)
+    width: int = value(256, 256, None, "section 5.4: encoder, decoder and energy", low=2)
+    depth: int = value(4, 4, None, "section 5.4: hidden layers", low=1)
+    vae_iterations: int = value(8000, source="of the VAE", low=1)
+    vae_batch: int = value(256, low=1)
+    vae_lr: float = value(1e-3, source="Adam", low=0)
+    constant: float = value(0.8, source="share of them before the rate falls to 0 along a line", low=0, below=1)
+    anneal: float = value(0.625, source="share of them in which the KL weight rises to 1", low=1e-3)
+    posterior: int = value(10_000, 10_000, None, "section 5.4: samples a node that test points touch", low=1)
+    coarse: int = value(200, source="samples of the other nodes", low=1)
+    nodes: int = value(124, source="a side of the grid for log p of the VAE and for Z", low=4)
+    block: int = value(20_000, source="posterior samples at once", low=1)
+    tests: int = value(100_000, 100_000, None, "section 5.4: test points", low=10)
+    direct: int = value(1000, source="of them estimated without the grid", low=2)
+    K: int = value(5, 10, 10, "gradient steps of a chain an iteration; CIFAR-10", low=1)
+    eta: float = value(5e-3, 8e-5, 8e-5, "of the plain Langevin chains; CIFAR-10", low=1e-9)
+    step: float = value(0.02, source="of the corrected chains, eta / 2", low=1e-9)
+    jumps: int = value(2, source="of the corrected chains, before the K steps", low=0)
+    chains: int = value(256, source="at once", low=2)
+    iterations: int = value(5000, source="of the energy", low=1)
+    compare_iterations: int = value(1000, source="in the comparison of four ways to sample", low=1)
+    batch: int = value(256, 32, 32, "data; CIFAR-10", low=1)
+    lr: float = value(1e-3, 4e-5, 4e-5, "Adam; here with a half cosine to 0", low=0)
+    warmup: int = value(50, low=0)
+    ema: float = value(0.995, source="of the energy's weights", low=0, below=1)
+    clip_norm: float = value(1.0, source="gradient norm; the paper clips element by element", low=0)
+    l2: float = value(0.0, source="of energies", low=0)
+    gain: float = value(8.0, source="factor on the coordinates: the modes are narrow", low=0)
+    stable_gap: float = value(25.0, source="nats: a run whose gap leaves this bound counts as unstable", low=0)
+    probes: int = value(2000, source="chains that compare the two spaces", low=10)
+    long_K: int = value(100, source="Langevin steps in the twin of Figure 5", low=1)
+    decoder_iterations: int = value(300, source="of Appendix C's update", low=1)
+    decoder_lr: float = value(1e-4, source="of Appendix C's update", low=0)
+    mixture: int = value(100_000, source="draws of the prior that judge it", low=1000)
+
+
+@dataclass(frozen=True)
 class SelfAdversarialToy:
     """Settings of `self_adversarial_toy` (section 5.1, Appendix A.1); no code was released."""
 
@@ -351,6 +391,46 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
         {
             "smoke": {"iterations": 20, "batch": 32, "width": 16, "K": 4, "capacity": 100, "cells": 60},
             "quick": {"iterations": 1500, "cells": 250},
+            "gpu": {},
+            "paper": {},
+        },
+    ),
+    "vaebm_toy": (
+        VAEBMToy,
+        {
+            "smoke": {
+                "latents": 3,
+                "width": 16,
+                "depth": 2,
+                "vae_iterations": 30,
+                "posterior": 20,
+                "nodes": 30,
+                "tests": 500,
+                "direct": 50,
+                "iterations": 12,
+                "compare_iterations": 6,
+                "batch": 32,
+                "probes": 100,
+                "decoder_iterations": 5,
+                "mixture": 1000,
+            },
+            "quick": {
+                "width": 64,
+                "vae_iterations": 5000,
+                "vae_lr": 3e-3,
+                "posterior": 500,
+                "coarse": 100,
+                "nodes": 90,
+                "tests": 10_000,
+                "direct": 200,
+                "iterations": 400,
+                "compare_iterations": 150,
+                "lr": 2e-3,
+                "ema": 0.98,
+                "probes": 1000,
+                "decoder_iterations": 100,
+                "mixture": 20_000,
+            },
             "gpu": {},
             "paper": {},
         },

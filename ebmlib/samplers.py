@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, energy_and_grad, expand, flat_sum
+from ebmlib.core import Energy, checked, energy_and_grad, expand, flat_sum
 
 Scalar = float | Tensor
 Pair = tuple[Scalar, Scalar]
@@ -171,6 +171,26 @@ def mala(
         if callback is not None:
             callback(k, x)
     return x.detach(), Info(value, _norm(grad), total / max(K, 1))
+
+
+def independence(energy: Energy, x: Tensor, K: int = 1, *, rng: torch.Generator | None = None) -> tuple[Tensor, Info]:
+    """K Metropolis steps whose proposals are drawn from N(0, I), whatever x is: exact for exp(-E), no gradient.
+
+    x is (B, *S). A jump crosses any barrier; it is accepted often only where exp(-E) is close to N(0, I), as in
+    the noise space of a decoder. Source: Tierney (1994), section 2.3.3.
+    """
+    x = x.detach()
+    with torch.no_grad():
+        value = checked(energy, x)
+        total = torch.zeros_like(value)
+        for _ in range(K):
+            proposal = noise_like(x, rng)
+            new_value = checked(energy, proposal)
+            log_ratio = (value - 0.5 * flat_sum(x**2)) - (new_value - 0.5 * flat_sum(proposal**2))
+            accept, probability = _accept(log_ratio, rng)
+            x, value = _pick(accept, proposal, x), torch.where(accept, new_value, value)
+            total = total + probability
+    return x, Info(value, torch.full_like(value, math.nan), total / max(K, 1))
 
 
 def leapfrog(

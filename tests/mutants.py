@@ -46,6 +46,7 @@ FUNNEL = tuple(
 )
 FOLLOW = tuple(f"test_densities.py::test_samples_follow_the_density[{name}]" for name in ("pinwheel", "funnel"))
 CONVOLVED = tuple(f"{DENSITIES[0]}[0.6-{name}]" for name in ("rings", "blurred-funnel"))
+LATENT, VAE = ("test_latent.py",), ("test_vae.py",)
 SETTINGS, TRAINING = ("test_settings.py",), ("test_training.py::test_ema_against_the_closed_form",)
 
 MUTANTS = [
@@ -694,6 +695,45 @@ MUTANTS = [
         "torch.kron(pair, pair)",
         "torch.kron(pair, pair.roll(1, 1))",
         ("test_coarse_to_fine.py::test_pooled_is_the_blocks_mean_of_the_covariance",),
+    ),
+    Slip(
+        "the noise's own density is forgotten",
+        "latent.py",
+        "push(decode, eps, shape)[0]) + prior_energy(eps)",
+        "push(decode, eps, shape)[0])",
+        LATENT,
+    ),
+    Slip(
+        "the decoder's density is forgotten",
+        "latent.py",
+        "- decode(z).log_prob(x) + prior_energy(z)",
+        "+ prior_energy(z)",
+        LATENT,
+    ),
+    Slip("the Jacobian's sign", "latent.py", "return flat_sum(decode(z)", "return -flat_sum(decode(z)", LATENT),
+    Slip("pull multiplies by the spread", "latent.py", "(-law.log_std).exp()", "law.log_std.exp()", LATENT),
+    Slip("weights without the posterior", "latent.py", " - q.log_prob(z)", "", LATENT),
+    Slip("IWAE sums its weights", "latent.py", "return total - math.log(n)", "return total", LATENT),
+    Slip("IWAE keeps its last block", "latent.py", "total = torch.logaddexp(total, ", "total = (", LATENT),
+    Slip("the Gaussian's normalizer", "nets/vae.py", "z.square() + self.log_std", "z.square() - self.log_std", VAE),
+    Slip(
+        "noise times the log spread", "nets/vae.py", "self.log_std.exp() * eps", "self.log_std * eps", (*LATENT, *VAE)
+    ),
+    Slip("the KL's entropy is halved", "objectives.py", "- 1 - 2 * log_std)", "- 1 - log_std)", VAE),
+    Slip("beta weighs the likelihood", "objectives.py", "(beta * kl - log_lik)", "(kl - beta * log_lik)", VAE),
+    Slip(
+        "jumps forget their proposal's density",
+        "samplers.py",
+        "(value - 0.5 * flat_sum(x**2)) - (new_value - 0.5 * flat_sum(proposal**2))",
+        "value - new_value",
+        ("test_samplers.py::test_independence_is_exact_and_forgets_its_start",),
+    ),
+    Slip(
+        "the cubic's weights",
+        "partition.py",
+        "2 - 5 * t**2 + 3 * t**3",
+        "2 - 4 * t**2 + 2 * t**3",
+        ("test_partition.py::test_interpolation_is_exact_for_quadratics_and_of_third_order",),
     ),
 ]
 

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from ebmlib import samplers
 from ebmlib.core import flat_sum
-from ebmlib.samplers import hmc, langevin, langevin_step, leapfrog, mala, tune
+from ebmlib.samplers import hmc, independence, langevin, langevin_step, leapfrog, mala, tune
 
 
 def gaussian(s: float, center: float = 0.0):
@@ -423,3 +423,30 @@ def test_tune_says_what_it_saw_when_it_fails(device, rng):
         RuntimeError, match=r"^tune found no step size with acceptance in \[0.6, 0.9\]; last: 8 with 1.00$"
     ):
         tune(mala, lambda x: 0 * x.sum(1), x, 1.0, rounds=3, rng=rng(31))  # flat: every step is accepted
+
+
+# -- jumps that forget where they start --
+
+
+def test_independence_is_exact_and_forgets_its_start(device, dtype, rng):
+    """On N(c, s^2) from a far start: exact moments after a few jumps, where a local chain would still be on its way."""
+    s, center, n = 0.8, 0.5, 20_000
+    start = torch.full((n, 1), 6.0, device=device, dtype=dtype)
+    x, info = independence(gaussian(s, center), start, 40, rng=rng(60))
+    assert_gaussian(x[:, 0], center, s**2)
+    torch.testing.assert_close(info.energy, gaussian(s, center)(x))
+
+
+def test_independence_accepts_as_often_as_two_normals_overlap(device, rng):
+    """From exact draws of exp(-E) the mean acceptance is E min(1, w(y) / w(x)), here by quadrature."""
+    s, n = 0.7, 40_000
+    points, log_w = np.linspace(-7, 7, 801), lambda x: 0.5 * x**2 - 0.5 * x**2 / s**2
+    p = np.exp(-0.5 * points**2 / s**2) / np.exp(-0.5 * points**2 / s**2).sum()
+    q = np.exp(-0.5 * points**2) / np.exp(-0.5 * points**2).sum()
+    exact = p @ np.minimum(1, np.exp(log_w(points)[None, :] - log_w(points)[:, None])) @ q
+    start = s * torch.randn(n, 1, generator=rng(61), device=device, dtype=torch.float64)
+    _, info = independence(gaussian(s), start, rng=rng(62))
+    assert_mean(info.acceptance, exact, se=0.005)
+    always, info = independence(gaussian(1.0), start, rng=rng(63))  # its own law: every jump is taken
+    torch.testing.assert_close(info.acceptance, torch.ones_like(info.acceptance))
+    assert torch.equal(always, torch.randn(n, 1, generator=rng(63), device=device, dtype=torch.float64))

@@ -1,0 +1,111 @@
+"""Energies pulled back through a decoder: VAEBM's chains on (eps_x, eps_z), and importance estimates of log p(x).
+
+A decoder is a function z (B, d) -> a Gaussian of x with `mean` and `log_std` of x's shape (B, *S), `transform` and
+`log_prob`, as in `nets.vae`; the prior of z is N(0, I). A state eps is one tensor (B, D): eps_x flat, then eps_z.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmlib.core import Energy, checked, flat_sum
+
+Decoder = Callable[[Tensor], Any]
+LOG_2PI = math.log(2 * math.pi)
+
+
+def pack(*parts: Tensor) -> Tensor:
+    """Groups (B, *S_i) as one state (B, D), each flat, in their order."""
+    return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+def unpack(state: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """The groups (B, *S_i) of a packed state (B, D); ValueError unless the shapes hold D numbers in all."""
+    sizes = [math.prod(shape) for shape in shapes]
+    if state.ndim != 2 or sum(sizes) != state.shape[1]:
+        raise ValueError(f"shapes {list(shapes)} hold {sum(sizes)} numbers a sample; the state is {tuple(state.shape)}")
+    return [part.reshape(-1, *shape) for part, shape in zip(state.split(sizes, 1), shapes)]
+
+
+def split(state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A state (B, D) as its part of x's shape (B, *S) and the rest (B, d)."""
+    rest = state.shape[-1] - math.prod(shape)
+    if rest < 1:
+        raise ValueError(f"a state of {state.shape[-1]} numbers leaves no latents beside x of shape {shape}")
+    part, z = unpack(state, [shape, (rest,)])
+    return part, z
+
+
+def push(decode: Decoder, eps: Tensor, shape: tuple[int, ...] = (2,)) -> tuple[Tensor, Tensor]:
+    """T(eps) = (x, z): z = eps_z, x = mean(z) + std(z) eps_x. eps (B, D) to x (B, *S), z (B, d). VAEBM, Eq. 8."""
+    eps_x, z = split(eps, shape)
+    return decode(z).transform(eps_x), z
+
+
+def pull(decode: Decoder, x: Tensor, z: Tensor) -> Tensor:
+    """The inverse of `push`: eps (B, D) with T(eps) = (x, z)."""
+    law = decode(z)
+    return pack((x - law.mean) * (-law.log_std).exp(), z)
+
+
+def log_jacobian(decode: Decoder, z: Tensor) -> Tensor:
+    """log |det dT / d eps| (B,) in nats: the sum of the decoder's log standard deviations (VAEBM, Eq. 14)."""
+    return flat_sum(decode(z).log_std)
+
+
+def prior_energy(z: Tensor) -> Tensor:
+    """-log N(z; 0, I) in nats, (B, d) -> (B,)."""
+    return flat_sum(0.5 * z**2 + 0.5 * LOG_2PI)
+
+
+def in_noise(energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)) -> Energy:
+    """E(T_x(eps)) - log N(eps; 0, I): the target of VAEBM's chains, of eps (B, D) (Eq. 9).
+
+    With E = 0 it is normalized; exp(-E)'s mean under N(0, I) is Z of p(x) = p_VAE(x) exp(-E(x)) / Z.
+    """
+    return lambda eps: checked(energy, push(decode, eps, shape)[0]) + prior_energy(eps)
+
+
+def in_data(energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)) -> Energy:
+    """E(x) - log p(x | z) - log p(z) of the packed state (x, z) (B, D): the same model in the other space.
+
+    At T(eps) it exceeds `in_noise` by exactly `log_jacobian`: the densities are one law (VAEBM, Appendix B).
+    """
+
+    def target(state: Tensor) -> Tensor:
+        x, z = split(state, shape)
+        return checked(energy, x) - decode(z).log_prob(x) + prior_energy(z)
+
+    return target
+
+
+def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """log p(x | z) + log p(z) - log q(z | x) for one draw z ~ q(z | x) for each x (B, *S): (B,), in nats.
+
+    Its exponential has the mean p(x) exactly.
+    """
+    q = encode(x)
+    z = q.transform(torch.randn(q.mean.shape, generator=rng, dtype=x.dtype, device=x.device))
+    return decode(z).log_prob(x) - prior_energy(z) - q.log_prob(z)
+
+
+@torch.no_grad()
+def iwae(
+    encode: Decoder, decode: Decoder, x: Tensor, n: int, rng: torch.Generator | None = None, block: int = 20_000
+) -> Tensor:
+    """log of the mean of n importance weights, (B, *S) -> (B,) in nats: at most log p(x) on average, = it for n large.
+
+    At most `block` draws are decoded at once. Source: Burda et al. (2016), Eq. 8; VAEBM, section 5.4.
+    """
+    if n < 1:
+        raise ValueError(f"iwae needs at least one draw of the posterior; got n = {n}")
+    total = torch.full(x.shape[:1], -math.inf, dtype=x.dtype, device=x.device)
+    at_once = max(1, min(n, block // max(len(x), 1)))
+    for done in range(0, n, at_once):
+        count = min(at_once, n - done)
+        log_w = importance(encode, decode, x.repeat_interleave(count, 0), rng).reshape(len(x), count)
+        total = torch.logaddexp(total, torch.logsumexp(log_w, 1))
+    return total - math.log(n)
