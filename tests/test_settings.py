@@ -9,8 +9,9 @@ from IPython.core import displaypub
 from IPython.core.interactiveshell import InteractiveShell
 
 from ebmlib import settings
+from ebmlib.chapters import DRL
 from ebmlib.nets.energies import HEADS, PRECISIONS
-from ebmlib.presets import DRL, NOTEBOOKS, PRESETS
+from ebmlib.presets import NOTEBOOKS, PRESETS
 from ebmlib.recovery import VARIANTS, noising
 from ebmlib.settings import COMMON, start, table
 
