@@ -230,13 +230,13 @@ class CoarseToFineToy:
         (19_200, 19_200, 38_400), "50k, 75k, ..", "50k, 75k, ..", "shown in each stage of the growing net"
     )
     batch: tuple[int, ...] = value((64, 64, 32), None, (256, 128, 64, 64, 32), "in each stage")
-    step: float = value(0.005, 0.5, 1.0, "a; here a quarter of the least variance", low=1e-6)
+    step: float = value(0.005, 0.5, 1.0, "a; here at most a quarter of the least variance", low=1e-6)
     mix: str = value(
         "linear", "root", "linear", "weight of Up: 1 - beta or sqrt(1 - beta^2)", allowed=("linear", "root")
     )
     width: int = value(2, 32, 32, "c; features are 4c", low=1)
     spectral: bool = value(False, True, True, "Table 9; here slopes must be steep")
-    padding: str = value("circular", None, "zeros", "the field is a torus", allowed=("zeros", "circular"))
+    padding: str = value("circular", source="the field is a torus", allowed=("zeros", "circular"))
     lr: float = value(3e-3, 1e-3, 1e-3, "A.2, up to 32 pixels; here with a half cosine to 0 in each stage", low=0)
     beta1: float = value(0.5, 0.5, 0.5, "of Adam; its second is .999", low=0, below=1)
     ema: float = value(0.99, low=0, below=1)
