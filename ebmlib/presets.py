@@ -244,7 +244,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
             },
             "quick": {
                 "steps": (15, 20),
-                "images": (9600, 9600),
+                "images": (6400, 6400),
                 "batch": (64, 32),
                 "ema": 0.98,
                 "samples": 1000,
