@@ -257,7 +257,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
         DRL,
         {
             "smoke": SMALL | {"width": 4, "K": 2, "iterations": 3, "batch": 8, "samples": 16, "warmup": 1},
-            "quick": SMALL | {"iterations": 200, "samples": 256, "lr": 1e-3, "warmup": 50, "ema": 0.98},
+            "quick": SMALL | {"iterations": 160, "samples": 256, "lr": 1e-3, "warmup": 50, "ema": 0.98},
             "cpu": SMALL
             | {
                 "size": 28,  # as the set is
