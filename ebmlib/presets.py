@@ -48,7 +48,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
             "quick": {
                 "K": 20,
                 "width": 64,
-                "iterations": 1500,
+                "iterations": 1200,
                 "lr": 3e-3,
                 "warmup": 50,
                 "ema": 0.98,
