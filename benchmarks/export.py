@@ -34,10 +34,12 @@ def main() -> None:
     about = {"key": key, "iteration": meta["iteration"], "preset": rows[0].preset, "device": rows[0].device}
     checkpoint.save_weights(path, net, about | {"seconds": rows[0].seconds}, torch.bfloat16)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    own = [row for row in rows if row.preset == rows[0].preset]
+    target = DATA / "results" / "drl_cifar.json"
+    earlier = results.load(target)[0] if target.exists() else []  # the notebook shows those as well
+    own = [row for row in rows if row.preset == rows[0].preset and row not in earlier]
     where = {"commit": options.commit, "settings": checkpoint.key_hash(key["settings"]), "checkpoint": path.name}
     command = f"papermill notebooks/drl_cifar.ipynb out.ipynb -p preset {rows[0].preset} -p dataset {key['dataset']}"
-    results.save(DATA / "results" / "drl_cifar.json", own, overwrite=True, command=command, sha256=digest, **where)
+    results.save(target, own, overwrite=True, command=command, sha256=digest, **where)
     print(f"wrote {path.name}, {path.stat().st_size / 1e3:.0f} kB, and {len(own)} rows")
 
 
