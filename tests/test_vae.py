@@ -56,8 +56,8 @@ def test_elbo_falls_short_of_the_evidence_by_the_posteriors_kl(device, rng):
 def test_samples_are_the_decoders_and_reproducible(device, rng):
     torch.manual_seed(1)
     vae = VAE(latents=4, width=16, depth=2).to(device)
+    torch.nn.init.normal_(vae.decode.layers[-1].weight, std=0.5)
     with torch.no_grad():
-        vae.decode.layers[-1].weight.mul_(5)
         x = vae.sample(500, rng(5))
         eps = torch.randn(500, 6, generator=rng(5), device=device)
         torch.testing.assert_close(x, latent.push(vae.decode, eps)[0])
@@ -70,8 +70,7 @@ def test_samples_follow_the_density_that_iwae_finds(device, rng):
     """
     torch.manual_seed(2)
     vae = VAE(latents=1, width=16, depth=1).to(device)
-    with torch.no_grad():
-        vae.decode.layers[-1].weight.mul_(0.5)
+    torch.nn.init.normal_(vae.decode.layers[-1].weight, std=0.15)
     wide = D.Normal(torch.zeros(2, device=device), 2.5)
     r = 2.5 * torch.randn(4000, 2, generator=rng(6), device=device)
     prior = lambda x: Normal(torch.zeros(len(x), 1, device=device), torch.zeros(len(x), 1, device=device))
@@ -83,8 +82,19 @@ def test_samples_follow_the_density_that_iwae_finds(device, rng):
     assert_mean(weight * r.square().sum(1) - found.mean(), 0.0, se=0.1)
 
 
+def test_spreads_start_at_one_whatever_the_input(device, rng):
+    torch.manual_seed(3)
+    vae = VAE(latents=3, width=16, depth=2).to(device)
+    x = 100 * torch.randn(50, 2, generator=rng(9), device=device)
+    law = vae.encode(x)
+    torch.testing.assert_close(law.log_std, torch.zeros_like(law.log_std))
+    assert float(law.mean.detach().std()) > 1  # the means do see the input
+    torch.testing.assert_close(vae.decode(x[:, :1].expand(50, 3)).log_std, torch.zeros(50, 2, device=device))
+
+
 def test_the_decoders_spread_is_bounded(device):
     vae = VAE(latents=2, width=8, depth=1).to(device)
+    torch.nn.init.normal_(vae.decode.layers[-1].weight)
     law = vae.decode(1e6 * torch.ones(3, 2, device=device))
     assert torch.isfinite(law.mean).all()
-    assert float(law.log_std.detach().abs().max()) <= 7
+    assert 6 < float(law.log_std.detach().abs().max()) <= 7

@@ -32,6 +32,7 @@ class GaussianMLP(nn.Module):
 
     Log standard deviations are kept within +-bound by a scaled tanh: a variance cannot vanish or explode.
     Hidden weights start as in He et al. (2015): with PyTorch's start a narrow net hardly sees its input, and collapses.
+    Standard deviations start at 1 whatever the input: random ones reach e^-4 in a narrow net, and the first loss 1e6.
     """
 
     def __init__(self, inner: int, outer: int, width: int = 256, depth: int = 4, bound: float = 7.0):
@@ -41,6 +42,9 @@ class GaussianMLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         for layer in self.layers[:-1]:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        with torch.no_grad():
+            self.layers[-1].weight[outer:] = 0
+            self.layers[-1].bias[outer:] = 0
 
     def forward(self, x: Tensor) -> Normal:
         for layer in self.layers[:-1]:
