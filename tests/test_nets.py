@@ -139,6 +139,18 @@ def reference_block(block: ResBlock, x: torch.Tensor, temb: torch.Tensor, layer,
     return h + (x if straight else layer(x, block.shortcut.weight, block.shortcut.bias))
 
 
+def test_units_of_the_first_layer_turn_all_over_the_box(device):
+    """A unit w . gain x + b is 0 at a uniform point of the box: |b| <= gain box |w|_1, variance (gain box)^2 |w|^2 / 3."""
+    torch.manual_seed(4)
+    box, gain = 2.5, 3.0
+    layer = MLP(2, 20_000, 1, gain=gain, box=box).to(device).layers[0]
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    assert (bias.abs() <= gain * box * weight.abs().sum(1) * (1 + 1e-6)).all()
+    ratio = bias.square() / ((gain * box) ** 2 * weight.square().sum(1) / 3)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(ratio) ** 0.5
+    assert float(ratio.std()) / len(ratio) ** 0.5 < 0.01
+
+
 @pytest.mark.parametrize("name", ["time mlp", "plain time mlp"])
 def test_time_mlp_is_its_layers(name, device, dtype, rng):
     net = build(name, device, dtype)
