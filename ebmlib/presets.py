@@ -88,8 +88,16 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
     "improved_cd_toy": (
         ImprovedCDToy,
         {
-            "smoke": {"iterations": 20, "batch": 32, "width": 16, "K": 4, "capacity": 100, "cells": 60},
-            "quick": {"iterations": 1500, "cells": 250},
+            "smoke": {
+                "iterations": 20,
+                "short_iterations": 10,
+                "batch": 32,
+                "width": 16,
+                "K": 4,
+                "capacity": 100,
+                "cells": 60,
+            },
+            "quick": {"iterations": 1500, "short_iterations": 200, "cells": 250},
             "gpu": {},
             "paper": {},
         },
