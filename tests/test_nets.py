@@ -140,7 +140,7 @@ def reference_block(block: ResBlock, x: torch.Tensor, temb: torch.Tensor, layer,
 
 
 def test_units_of_the_first_layer_turn_all_over_the_box(device):
-    """A unit w . gain x + b is 0 at a uniform point of the box: |b| <= gain box |w|_1, variance (gain box)^2 |w|^2 / 3."""
+    """A unit is 0 at a uniform point of the box: |b| <= gain box |w|_1, of variance (gain box)^2 |w|^2 / 3."""
     torch.manual_seed(4)
     box, gain = 2.5, 3.0
     layer = MLP(2, 20_000, 1, gain=gain, box=box).to(device).layers[0]
