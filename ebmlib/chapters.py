@@ -133,6 +133,7 @@ class VAEBMToy:
     direct: int = value(1000, source="of them estimated without the grid", low=2)
     K: int = value(5, 10, 10, "gradient steps of a chain an iteration; CIFAR-10", low=1)
     eta: float = value(5e-3, 8e-5, 8e-5, "of the plain Langevin chains; CIFAR-10", low=1e-9)
+    long_eta: float = value(0.1, source="of the comparison's long steps", low=1e-9)
     step: float = value(0.02, source="of the corrected chains, eta / 2", low=1e-9)
     jumps: int = value(2, source="of the corrected chains, before the K steps", low=0)
     chains: int = value(256, source="at once", low=2)
