@@ -1,22 +1,27 @@
 """Runs the long rows that the book commits: preset `paper`, one seed a process, into data/results/<notebook>.json.
 
-    python benchmarks/results.py [--only drl_toy] [--jobs 1]
+    python benchmarks/results.py [--only drl_toy ml_toy] [--jobs 1]
 
 A finished run is kept under build/results and not run again while its notebook and the library are the same; an
-interrupted one goes on from its checkpoint. A file is written when every run of its notebook is there.
+interrupted one goes on from its checkpoint. A file is written when every run of its notebook is there, and not at all
+where the code has changed since they started. Several of these may run side by side, each with notebooks of its own.
 """
 
 import argparse
 import functools
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ebmlib import results, settings
+from ebmlib import checkpoint, results, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "results"
@@ -37,19 +42,23 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
     "partition_toy": [({}, (0,))],  # one run holds all 20 repetitions of every bracket
 }
 PRESET = "paper"
+PAPERMILL = (sys.executable, "-m", "papermill")
+LIMIT = 3600.0  # seconds that a seed may take
+HEARTBEAT = 10.0  # seconds between two notes of the time that a run has taken so far
 
 
 @dataclass(frozen=True)
 class Run:
-    """One notebook with one set of parameters and one seed."""
+    """One notebook with one set of parameters and one seed; `code` is the hash of what it runs."""
 
     notebook: str
     parameters: tuple[tuple[str, object], ...]
     seed: int
+    code: str
 
     @property
     def source(self) -> Path:
-        return ROOT / "notebooks" / f"{self.notebook}.ipynb"
+        return source(self.notebook)
 
     @property
     def name(self) -> str:
@@ -57,67 +66,142 @@ class Run:
 
     @property
     def executed(self) -> Path:
-        return OUT / f"{self.name}-{code_hash(self.source)}.ipynb"
+        return OUT / f"{self.name}-{self.code}.ipynb"
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints go; a run that starts anew gets -2, -3, ... from `checkpoint.open_run`."""
+        return OUT / "runs" / self.executed.stem
 
 
-@functools.cache  # an edit while runs go on does not rename them
-def code_hash(notebook: Path) -> str:
+def source(notebook: str) -> Path:
+    return ROOT / "notebooks" / f"{notebook}.ipynb"
+
+
+def planned(notebook: str) -> list[Run]:
+    """The runs of a notebook, with its code as it is now."""
+    code = code_hash(notebook)
+    return [Run(notebook, tuple(given.items()), seed, code) for given, seeds in PLAN[notebook] for seed in seeds]
+
+
+def code_hash(notebook: str) -> str:
     """Eight hex digits over the notebook and the library's modules."""
-    files = [notebook, *sorted((ROOT / "ebmlib").rglob("*.py"))]
+    files = [source(notebook), *sorted((ROOT / "ebmlib").rglob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def settings_hash(run: Run) -> str:
-    """Twelve hex digits over the resolved settings of a run."""
-    config = settings.start(run.notebook, {"preset": PRESET, **dict(run.parameters)}).config
-    return hashlib.sha256(repr(config).encode()).hexdigest()[:12]
+    """Twelve hex digits over the resolved settings of a run and its data set."""
+    begun = settings.start(run.notebook, {"preset": PRESET, **dict(run.parameters)})
+    return checkpoint.key_hash({"settings": asdict(begun.config), "dataset": begun.dataset})
+
+
+def interrupted(run: Run) -> bool:
+    """Whether there is something to go on with; says so where a run finished and its notebook did not."""
+    twin = re.compile(re.escape(run.folder.name) + r"(-\d+)?")
+    finished = []
+    for path in sorted(run.folder.parent.glob(f"{run.folder.name}*/run.json")):
+        if twin.fullmatch(path.parent.name):
+            if json.loads(path.read_text())["finished"]:
+                finished.append(path.parent.name)
+            elif any(path.parent.glob("step-*")):
+                return True
+    if finished:
+        print(f"{run.name}: {finished[-1]} is finished, its notebook is not; starting anew beside it", flush=True)
+    return False
 
 
 def execute(run: Run) -> list[results.Row]:
     """The rows of one run, executed unless they are there."""
     if not run.executed.exists():
-        folder = OUT / "runs" / run.executed.stem
-        new = run.executed.with_suffix(".new.ipynb")
-        command = [sys.executable, "-m", "papermill", "-k", "python3", "--no-progress-bar", str(run.source), str(new)]
-        command += ["-r", "preset", PRESET, "-p", "seed", str(run.seed), "-r", "run_dir", str(folder)]
-        command += ["-p", "resume", str(any(folder.glob("step-*")))]
+        check_unchanged(run.notebook, run.code)  # else it would be kept under the hash of other code
+        resume, new = interrupted(run), run.executed.with_suffix(".new.ipynb")
+        command = [*PAPERMILL, "-k", "python3", "--no-progress-bar", str(run.source), str(new)]
+        command += ["-r", "preset", PRESET, "-p", "seed", str(run.seed), "-r", "run_dir", str(run.folder)]
+        command += ["-p", "resume", str(resume)]
         for name, value in run.parameters:
             command += ["-p", name, str(value)]
-        print(f"{run.name}: running", flush=True)
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{run.name} failed: {done.stderr.strip().splitlines()[-1]}")
+        print(f"{run.name}: {'going on' if resume else 'running'}", flush=True)
+        earlier = seconds_before(run) if resume else 0.0
+        finish(run, command, earlier)
+        clock(run).write_text(f"{earlier + duration(new)}\n")
         new.replace(run.executed)
-    print(f"{run.name}: done", flush=True)
+    spent = seconds(run)
+    print(f"{run.name}: done in {spent / 60:.0f} minutes", flush=True)
+    if spent > LIMIT:
+        print(f"{run.name}: that is more than the {LIMIT / 60:.0f} minutes that a seed may take", flush=True)
     return results.read(run.executed)
 
 
+def finish(run: Run, command: Sequence[str], earlier: float) -> None:
+    """Wait for the command, and note the time so far, which a killed run would take with it."""
+    begin, environment = time.monotonic(), os.environ | {"OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
+    while process.returncode is None:
+        try:
+            errors = process.communicate(timeout=HEARTBEAT)[1]
+        except subprocess.TimeoutExpired:
+            clock(run).write_text(f"{earlier + time.monotonic() - begin}\n")
+    if process.returncode:
+        raise SystemExit(f"{run.name} failed: {(errors.strip().splitlines() or ['it said nothing'])[-1]}")
+
+
+def clock(run: Run) -> Path:
+    """The file that holds the seconds of a run, over all its parts where it was interrupted."""
+    return run.executed.with_suffix(".seconds")
+
+
+def seconds_before(run: Run) -> float:
+    return float(clock(run).read_text()) if clock(run).exists() else 0.0
+
+
+def seconds(run: Run) -> float:
+    """Wall seconds of a finished run."""
+    return seconds_before(run) or duration(run.executed)
+
+
+def duration(executed: Path) -> float:
+    return float(json.loads(executed.read_text())["metadata"]["papermill"]["duration"])
+
+
 def git_commit() -> str:
-    """The commit that the rows were made at, with -dirty where the tree had changes beside earlier rows."""
+    """The last commit that changed more than rows, with -dirty where the tree had changes beside rows."""
     ask = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True)
-    commit = ask(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
-    status = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results"]
-    return commit + "-dirty" * bool(ask(status).stdout)
+    rest = ["--", ".", ":!data/results"]  # one notebook's rows may be committed while another's runs go on
+    commit = ask(["git", "log", "-1", "--format=%h", "--abbrev=12", *rest]).stdout.strip()
+    return commit + "-dirty" * bool(ask(["git", "status", "--porcelain", "--untracked-files=no", *rest]).stdout)
+
+
+def check_unchanged(notebook: str, code: str, commit: str | None = None) -> None:
+    """One sentence where the code or the commit is not what it was when the runs started."""
+    if code_hash(notebook) != code or commit not in (None, git_commit()):
+        what = "the code has" if code_hash(notebook) != code else "the commit has"
+        raise SystemExit(f"{notebook}: {what} changed since its runs started, so no rows are written; start again")
+
+
+def write(notebook: str, runs: Sequence[Run], rows: Sequence[results.Row], commit: str) -> None:
+    """The file of a notebook: means over seeds, then the rows, and how they were made."""
+    check_unchanged(notebook, runs[0].code, commit)
+    meta = {"commit": commit, "command": "make results", "settings": {run.name: settings_hash(run) for run in runs}}
+    meta["seconds"] = {run.name: round(seconds(run)) for run in runs}
+    path = ROOT / "data" / "results" / f"{notebook}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results.save(path, results.with_means(rows), overwrite=True, **meta)
+    print(f"wrote {path.relative_to(ROOT)}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PLAN, help="one notebook")
+    parser.add_argument("--only", choices=PLAN, nargs="+", default=list(PLAN), metavar="NOTEBOOK", help="some of them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
-    commit = git_commit()
-    for notebook in [options.only] if options.only else PLAN:
-        runs = [Run(notebook, tuple(given.items()), seed) for given, seeds in PLAN[notebook] for seed in seeds]
+    commit, plan = git_commit(), {notebook: planned(notebook) for notebook in options.only}
+    for notebook, runs in plan.items():
         with ThreadPoolExecutor(options.jobs) as pool:
             rows = [row for found in pool.map(execute, runs) for row in found]
-        meta = {"commit": commit, "command": "make results"}
-        meta["settings"] = {run.name: settings_hash(run) for run in runs}
-        path = ROOT / "data" / "results" / f"{notebook}.json"
-        path.parent.mkdir(exist_ok=True)
-        results.save(path, [*results.mean_rows(rows), *rows], overwrite=True, **meta)
-        print(f"wrote {path.relative_to(ROOT)}")
+        write(notebook, runs, rows, commit)
 
 
 if __name__ == "__main__":

@@ -113,13 +113,16 @@ def mean_rows(rows: Iterable[Row]) -> list[Row]:
     """Rows of several seeds as their mean with its standard error, std / sqrt(number of seeds).
 
     Rows that agree in all but value, se, n, seed, device and seconds belong together; a row alone stays as it is.
-    n stays where all seeds share it, seconds are summed. A missing or repeated seed is a ValueError.
+    n stays where all seeds share it, seconds are their mean. A missing or repeated seed is a ValueError.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in _checked(rows):
-        key = (row.name, row.unit, row.paper, row.source, row.dataset, row.protocol, row.preset)
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(_group(row), []).append(row)
     return [group[0] if len(group) == 1 else _mean(group) for group in groups.values()]
+
+
+def _group(row: Row) -> tuple:
+    return row.name, row.unit, row.paper, row.source, row.dataset, row.protocol, row.preset
 
 
 def _mean(group: Sequence[Row]) -> Row:
@@ -136,8 +139,21 @@ def _mean(group: Sequence[Row]) -> Row:
         n=group[0].n if len({row.n for row in group}) == 1 else None,
         seed=seeds,
         device="; ".join(dict.fromkeys(row.device for row in group if row.device)),
-        seconds=None if None in seconds else math.fsum(seconds),
+        seconds=None if None in seconds else math.fsum(seconds) / count,
     )
+
+
+def with_means(rows: Iterable[Row]) -> list[Row]:
+    """The means of those rows that have several seeds, then the rows: what a file of committed rows holds."""
+    rows = list(rows)
+    return [*(row for row in mean_rows(rows) if isinstance(row.seed, list)), *rows]
+
+
+def summary(rows: Iterable[Row]) -> list[Row]:
+    """What a page shows of such a file: the means, and the rows that no mean covers."""
+    rows = _checked(rows)
+    covered = {(_group(row), seed) for row in rows if isinstance(row.seed, list) for seed in row.seed}
+    return [row for row in rows if isinstance(row.seed, list) or (_group(row), row.seed) not in covered]
 
 
 # ---------------------------------------------------------------------------------------------- the table
@@ -193,7 +209,7 @@ def _cells(rows: Iterable[Row]) -> tuple[list[str], list[list[tuple[str, str]]]]
         "n": [("" if r.n is None else f"{r.n:,}", "") for r in rows],
         "data set": [(r.dataset, "") for r in rows],
         "preset": [(r.preset, _seeds(r.seed)) for r in rows],
-        "hardware": [(r.device, "" if r.seconds is None else f"{_digits(r.seconds)} s") for r in rows],
+        "hardware": [(r.device, _seconds(r)) for r in rows],
     }
     kept = {k: cells for k, cells in columns.items() if k in ("paper", "this run") or any(m or n for m, n in cells)}
     return list(kept), [list(line) for line in zip(*kept.values())]
@@ -203,6 +219,10 @@ def _seeds(seed: int | list[int] | None) -> str:
     if isinstance(seed, list):
         return "seeds " + ", ".join(map(str, seed))
     return "" if seed is None else f"seed {seed}"
+
+
+def _seconds(row: Row) -> str:
+    return "" if row.seconds is None else f"{'mean ' * isinstance(row.seed, list)}{_digits(row.seconds)} s"
 
 
 def quantity(value: float, se: float | None = None) -> str:

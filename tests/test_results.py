@@ -331,9 +331,24 @@ def test_the_mean_over_seeds_has_the_standard_error_of_the_mean():
     assert alone == PLAIN
     assert mean.value == np.mean(values)
     assert mean.se == pytest.approx(stats.sem(values), rel=1e-12)
-    assert (mean.seed, mean.n, mean.seconds, mean.device) == ([10, 11, 12, 13], 2048, 9.0, FULL.device)
-    expected = replace(FULL, value=mean.value, se=mean.se, seed=mean.seed, seconds=9.0)
+    assert (mean.seed, mean.n, mean.seconds, mean.device) == ([10, 11, 12, 13], 2048, 2.25, FULL.device)
+    expected = replace(FULL, value=mean.value, se=mean.se, seed=mean.seed, seconds=2.25)
     assert mean == expected
+    assert cells([mean, FULL]).rows[1][-1].endswith("mean 2.25 s")  # the table says what the seconds are
+    assert "mean" not in cells([mean, FULL]).rows[2][-1]
+
+
+def test_a_file_of_rows_has_means_only_where_there_are_several_seeds():
+    """A lone row, saved as its own mean, would stand there twice."""
+    pair = [FULL, replace(FULL, seed=4, value=1.0)]
+    rows = [*pair, PLAIN]
+    saved = results.with_means(rows)
+    assert saved == [results.mean_rows(pair)[0], *rows]
+    assert results.with_means([PLAIN]) == [PLAIN]
+    assert results.summary(saved) == [saved[0], PLAIN]
+    assert results.summary(rows) == rows
+    other = replace(FULL, seed=9)  # of the same protocol, and not in the mean
+    assert results.summary([*saved, other]) == [saved[0], PLAIN, other]
 
 
 def test_only_rows_of_one_protocol_are_averaged():

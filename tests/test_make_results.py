@@ -1,0 +1,167 @@
+"""`make results`: seeds, interrupted and finished runs, what is written and what is refused; papermill is a script."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ebmlib import results
+
+PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "results.py"
+STAND_IN = """
+import json, os, sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ebmlib import checkpoint
+from ebmlib.results import MIME, Row
+
+source, new = map(Path, sys.argv[4:6])
+given = {sys.argv[i + 1]: sys.argv[i + 2] for i in range(6, len(sys.argv), 3)}
+with open("calls", "a") as file:
+    file.write(json.dumps([source.stem, given]) + "\\n")
+run = checkpoint.open_run(source.stem, {"seed": given["seed"]}, given["run_dir"], given["resume"] == "True")
+run.save(1, {"x": torch.zeros(1)}, {})
+ends = Path("ends").read_text()
+if ends == "interrupted":
+    sys.exit("killed")
+run.finish()
+if ends == "late":
+    sys.exit("killed")
+if ends == "edit":
+    Path("ebmlib/core.py").write_text("# changed\\n")
+row = Row("KL", 1.0 + int(given["seed"]), seed=int(given["seed"]), seconds=10.0, dataset=given.get("dataset", ""))
+cell = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [{"data": {MIME: [asdict(row)]}}]}
+seconds = 60.0 + 4000 * (given["seed"] == "2")
+new.write_text(json.dumps({"cells": [cell], "metadata": {"papermill": {"duration": seconds}}}))
+"""
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """The script on a small checkout of its own, with a stand-in for papermill that does as the file `ends` says."""
+    spec = importlib.util.spec_from_file_location("make_results", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    for name, text in {"ebmlib/core.py": "", "stand_in.py": STAND_IN, "ends": "well"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for notebook in module.PLAN:
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        (tmp_path / "notebooks" / f"{notebook}.ipynb").write_text("{}")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "ebmlib", "notebooks")
+    git(tmp_path, "commit", "-q", "-m", "Begin")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "OUT", tmp_path / "build" / "results")
+    # The small checkout's ebmlib is no library, so the script's folder must not stand on the path.
+    monkeypatch.setattr(module, "PAPERMILL", (sys.executable, "-P", str(tmp_path / "stand_in.py")))
+    return module
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def run(bench, monkeypatch, *notebooks, ends="well"):
+    (bench.ROOT / "ends").write_text(ends)
+    monkeypatch.setattr(sys, "argv", ["results.py", "--only", *notebooks])
+    bench.main()
+
+
+def calls(bench):
+    return [json.loads(line) for line in (bench.ROOT / "calls").read_text().splitlines()]
+
+
+def written(bench, notebook):
+    return results.load(bench.ROOT / "data" / "results" / f"{notebook}.json")
+
+
+def test_every_seed_of_the_plan_runs_once_at_the_preset_paper(bench, monkeypatch, capsys):
+    run(bench, monkeypatch, "self_adversarial_toy", "partition_toy")
+    found = [(name, given.get("dataset"), given["seed"]) for name, given in calls(bench)]
+    assert found == [
+        *(("self_adversarial_toy", name, seed) for name in ("swiss-roll", "9-gaussians") for seed in "012"),
+        ("partition_toy", None, "0"),
+    ]
+    assert {(given["preset"], given["resume"]) for _, given in calls(bench)} == {("paper", "False")}
+    assert len({given["run_dir"] for _, given in calls(bench)}) == 7
+    assert capsys.readouterr().out.count("more than the 60 minutes that a seed may take") == 2  # seed 2, two data sets
+    run(bench, monkeypatch, "partition_toy")
+    assert len(calls(bench)) == 7, "a finished run is not run again"
+
+
+def test_means_stand_only_where_there_are_several_seeds(bench, monkeypatch):
+    run(bench, monkeypatch, "self_adversarial_toy", "partition_toy")
+    rows, meta = written(bench, "self_adversarial_toy")
+    assert [(row.value, row.seconds) for row in rows[:2]] == [(2.0, 10.0)] * 2  # seconds of a seed, not of all
+    assert [row.seed for row in rows] == [[0, 1, 2], [0, 1, 2], 0, 1, 2, 0, 1, 2]
+    assert set(meta["seconds"].values()) == {60, 4060}
+    assert meta["commit"] == git(bench.ROOT, "rev-parse", "--short=12", "HEAD")
+    assert [row.seed for row in written(bench, "partition_toy")[0]] == [0]
+
+
+def test_the_hash_of_the_settings_knows_the_data_set(bench):
+    hashes = {run.parameters: bench.settings_hash(run) for run in bench.planned("self_adversarial_toy")}
+    assert len(hashes) == len(set(hashes.values())) == 2
+
+
+def test_an_interrupted_run_goes_on_and_its_time_is_counted(bench, monkeypatch):
+    with pytest.raises(SystemExit, match="partition_toy-0 failed: killed"):
+        run(bench, monkeypatch, "partition_toy", ends="interrupted")
+    (planned,) = bench.planned("partition_toy")
+    bench.clock(planned).write_text("900\n")  # as a run of that length would have left it
+    run(bench, monkeypatch, "partition_toy")
+    assert [given["resume"] for _, given in calls(bench)] == ["False", "True"]
+    assert written(bench, "partition_toy")[1]["seconds"] == {"partition_toy-0": 960}
+    assert [path.name for path in planned.folder.parent.iterdir()] == [planned.folder.name]
+
+
+def test_a_run_killed_after_its_training_starts_anew_beside_it(bench, monkeypatch, capsys):
+    """Its folder is marked as finished, so that it cannot be resumed, and no notebook holds its rows."""
+    with pytest.raises(SystemExit, match="partition_toy-0 failed: killed"):
+        run(bench, monkeypatch, "partition_toy", ends="late")
+    (planned,) = bench.planned("partition_toy")
+    before = (planned.folder / "run.json").read_text()
+    with pytest.raises(SystemExit, match="killed"):
+        run(bench, monkeypatch, "partition_toy", ends="interrupted")
+    said = capsys.readouterr().out
+    assert f"{planned.folder.name} is finished, its notebook is not; starting anew beside it" in said
+    run(bench, monkeypatch, "partition_toy")
+    assert [given["resume"] for _, given in calls(bench)] == ["False", "False", "True"]
+    assert sorted(path.name for path in planned.folder.parent.iterdir()) == [
+        planned.folder.name,
+        f"{planned.folder.name}-2",
+    ]
+    assert (planned.folder / "run.json").read_text() == before
+    assert len(written(bench, "partition_toy")[0]) == 1
+
+
+def test_rows_of_changed_code_are_not_written(bench, monkeypatch):
+    with pytest.raises(SystemExit, match="partition_toy: the code has changed since its runs started, so no rows"):
+        run(bench, monkeypatch, "partition_toy", "ml_toy", ends="edit")
+    assert not (bench.ROOT / "data").exists()
+    assert [name for name, _ in calls(bench)] == ["partition_toy"], "the next one would run other code"
+
+
+def test_rows_of_another_commit_are_not_written_and_rows_alone_are_no_change(bench, monkeypatch):
+    run(bench, monkeypatch, "partition_toy")
+    commit = bench.git_commit()
+    git(bench.ROOT, "add", "data")
+    git(bench.ROOT, "commit", "-q", "-m", "Rows")
+    assert bench.git_commit() == commit
+    git(bench.ROOT, "add", "ends")
+    git(bench.ROOT, "commit", "-q", "-m", "More")
+    assert bench.git_commit() != commit
+    with pytest.raises(SystemExit, match="the commit has changed since its runs started"):
+        bench.check_unchanged("partition_toy", bench.code_hash("partition_toy"), commit)
+    (bench.ROOT / "ends").write_text("otherwise")
+    assert bench.git_commit().endswith("-dirty")
