@@ -172,7 +172,7 @@ class SelfAdversarialToy:
     ml_batch: int = value(128, 800, None, "likelihood; at most batch", low=1)
     generator_iterations: int = value(100, source="continued with and without the generator loss", low=1)
     noisy_iterations: int = value(300, source="Figure 3: the noisy chain", low=1)
-    noisy_K: int = value(80, source="its steps, each t_end / K long", low=1)
+    noisy_K: int = value(160, source="its steps, each t_end / K long", low=1)
     samples: int = value(10_000, 10_000, None, "test points, section 5.1", low=100)
     pixels: int = value(120, source="points a side of a density's picture", low=8)
 
@@ -264,7 +264,7 @@ class DRL:
     b2: float = value(2e-4, "b = .0002", 2e-4, "section 4; delta^2 = c^2 b2 sigma^2", low=0)
     variant: str = value("code", "text", "code", "Eqs. 15 to 17 against the release", allowed=("code", "text"))
     size: int = value(32, 32, 32, "Table 4", low=8)
-    width: int = value(128, 128, 128, "Table 4", low=2)
+    width: int = value(128, 128, 128, "Table 4", low=4)
     multipliers: tuple[int, ...] = value((1, 2, 2, 2), (1, 2, 2, 2), (1, 2, 2, 2), "Table 4")
     blocks: int = value(5, 5, 8, "Table 5; README", low=1)
     head: str = value("time", "dense", "time", "Table 4", allowed=("time", "dense"))
@@ -280,7 +280,7 @@ class DRL:
     noise: float = value(0.99, 1, 0.99, "release: at test time", low=0)
     flip: bool = value(True, True, True, "Appendix B")
     precision: str = value("float32", source="of the net's body", allowed=("float32", "bfloat16"))
-    samples: int = value(50_000, 50_000, 50_000, "Appendix B, for FID", low=2)
+    samples: int = value(50_000, 50_000, 50_000, "Appendix B, for FID; KID needs 16", low=16)
 
     def implied(self, given: Mapping[str, Any]) -> "DRL":
         """T = 1000 means the normal approximation, K = 0, unless K is given; elsewhere K = 0 has no meaning."""

@@ -131,6 +131,13 @@ def find(name: str, split: str = "train", root: str | Path | None = None) -> Pat
     return None
 
 
+def held_out(name: str) -> str:
+    """The split to judge on: the first of test, val and train that the set has; at a path of one's own it is train."""
+    kind, path = _parse(name, "train")
+    there = () if path else SETS[kind].splits
+    return next((split for split in ("test", "val") if split in there), "train")
+
+
 def to_float(x: Tensor) -> Tensor:
     """uint8 {0..255} to float32 in [-1, 1]: x / 127.5 - 1 (DRL, released code)."""
     return x.float() / 127.5 - 1

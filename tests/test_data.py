@@ -417,6 +417,20 @@ def test_missing_set_says_where_to_get_and_put_it(home, name):
         assert str(part) in text
 
 
+@pytest.mark.parametrize("name", data.NAMES)
+def test_every_set_has_a_split_to_judge_on(name):
+    without_test = {"lsun_church": "val", "lsun_bedroom": "val", "imagenet32": "val", "celeba_hq": "train"}
+    split = data.held_out(name)
+    assert split == without_test.get(name, "test")
+    assert data.SETS[name].splits == () or split in data.SETS[name].splits
+
+
+def test_images_at_a_path_are_judged_on_themselves():
+    assert [data.held_out(f"{kind}:some/where") for kind in data.POINTED] == ["train"] * 3
+    with pytest.raises(ValueError, match="data set 'cifar11' is unknown"):
+        data.held_out("cifar11")
+
+
 def test_search_order(home, monkeypatch):
     places = [home / "own", home / "checkout", home / "cache/ebmlib"]
     x = formats.noise(2, 3, 32, 32)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
+import formats
 import papermill
 import pytest
 import torch
@@ -28,11 +29,11 @@ OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:
 
 
 def run_papermill(
-    source: Path, output: Path, cwd: Path, *parameters: str, timeout: float = 900
+    source: Path, output: Path, cwd: Path, *parameters: str, timeout: float = 900, **more: str
 ) -> subprocess.CompletedProcess:
-    """papermill as a user calls it, in another folder, without a network and with empty caches."""
+    """papermill as a user calls it, in another folder, without a network and with empty caches; `more` is set on top."""
     environment = {k: v for k, v in os.environ.items() if k not in ("EBM_DATA", "HTTPS_PROXY", "HTTP_PROXY")}
-    environment |= OFFLINE | {"XDG_CACHE_HOME": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
+    environment |= OFFLINE | {"XDG_CACHE_HOME": str(cwd / "cache"), "OMP_NUM_THREADS": "1"} | more
     command = [str(Path(sys.executable).with_name("papermill")), str(source), str(output), *parameters]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
@@ -40,6 +41,13 @@ def run_papermill(
 def cells(path: Path, kind: str) -> list[str]:
     notebook = json.loads(path.read_text())
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def shown(path: Path) -> list[str]:
+    """Every output of an executed notebook in order: its HTML where it has some, else its text."""
+    outputs = [out for cell in json.loads(path.read_text())["cells"] for out in cell.get("outputs", [])]
+    kinds = [out["data"] if "data" in out else {"text/plain": out.get("text", "")} for out in outputs]
+    return ["".join(kind.get("text/html") or kind.get("text/plain", "")) for kind in kinds]
 
 
 # Shape
@@ -96,12 +104,48 @@ def test_the_readmes_command_runs_from_another_folder_without_a_network(main_job
     assert run.returncode == 0, run.stderr[-2000:]
     rows = results.read(folder / "out.ipynb")
     assert {row.dataset for row in rows if row.preset == "smoke"} == {"fashion_mnist"}, "the true name of the data"
-    text = (folder / "out.ipynb").read_text()
-    assert "this run uses the bundled Fashion-MNIST instead" in text, "the banner"
     (kept,) = (folder / "runs" / "drl_cifar").iterdir()
     info = json.loads((kept / "run.json").read_text())
     assert info["finished"] is True
     assert info["key"]["settings"]["T"] == 6
+
+
+def test_the_banner_of_a_stand_in_comes_before_anything_else(main_job):
+    _, folder = main_job
+    outputs = shown(folder / "out.ipynb")
+    (place,) = [k for k, output in enumerate(outputs) if "this run uses the bundled Fashion-MNIST instead" in output]
+    assert outputs[place].startswith('<div class="alert alert-warning">CIFAR-10 is not on this machine')
+    assert [output[:19] for output in outputs[:place]] == ["Downloading CIFAR-1"]
+    assert outputs[place + 1].startswith('<div class="ebm-table">'), "then the settings"
+    plain = [
+        "".join(out["data"]["text/plain"])
+        for cell in json.loads((folder / "out.ipynb").read_text())["cells"]
+        for out in cell.get("outputs", [])
+        if "alert-warning" in str(out.get("data", {}).get("text/html"))
+    ]
+    assert [text.startswith("CIFAR-10 is not on this machine") for text in plain] == [True]
+
+
+def tiny_sets(folder: Path) -> Path:
+    """imagenet32 in its two splits, the second too small to judge by, and LSUN church without its second."""
+    x = formats.noise(24, 3, 32, 32)
+    formats.write(folder / "imagenet32/train_data_batch_1.npz", formats.npz(x, [1] * 24))
+    formats.write(folder / "imagenet32/val_data.npz", formats.npz(x[:3], [1] * 3))
+    picture = formats.encoded(formats.noise(64, 64, 3), "WEBP")
+    formats.lsun(folder / "church_outdoor_train_lmdb", {f"{k:02}": picture for k in range(24)})
+    return folder
+
+
+def test_a_set_without_a_test_split_is_judged_on_its_validation_images(tmp_path: Path):
+    sets = tiny_sets(tmp_path / "sets")
+    formats.write(sets / "imagenet32/val_data.npz", formats.npz(formats.noise(20, 3, 32, 32, seed=1), [1] * 20))
+    given = ["-p", "preset", "smoke", "-p", "dataset", "imagenet32"]
+    source, out = ROOT / "notebooks" / "drl_cifar.ipynb", tmp_path / "out.ipynb"
+    run = run_papermill(source, out, tmp_path, *given, EBM_DATA=str(sets))
+    assert run.returncode == 0, run.stderr[-1500:]
+    rows = [row for row in results.read(out) if row.preset == "smoke"]
+    assert {row.dataset for row in rows} == {"imagenet32"}
+    assert {row.protocol.partition(" against")[0] for row in rows} == {"16 val images"}
 
 
 def test_resume_without_an_unfinished_run_stops(main_job):
@@ -115,6 +159,7 @@ def test_resume_without_an_unfinished_run_stops(main_job):
 
 # Bad input: one sentence as the last line, and nothing left behind
 
+FAR = ["-p", "preset", "gpu", "-p", "dataset", "cifar10"]  # a set that is not here, and no stand-in allowed
 BAD = {
     "preset": (["-p", "preset", "gigantic"], "preset = 'gigantic': allowed are smoke, quick, cpu, gpu, paper"),
     "dataset": (["-p", "dataset", "cifar11"], "cifar10"),
@@ -124,10 +169,13 @@ BAD = {
     "T 700": (["-p", "T", "700"], "T = 700 levels: allowed are 1, any whole number from 2 to 501, and 1000"),
     "name": (["-p", "iteratons", "3"], "unknown parameter iteratons (did you mean iterations?)"),
     "device": (["-p", "device", "cuda:9"], "cpu"),
-    "run_dir": (["-p", "run_dir", "{folder}/a-file/run"], "a-file/run"),
-    "corrupt": (["-p", "checkpoint", "{folder}/corrupt.safetensors"], "corrupt.safetensors"),
+    "run_dir": ([*FAR, "-p", "run_dir", "{folder}/a-file/run"], "a-file/run"),
+    "corrupt": ([*FAR, "-p", "checkpoint", "{folder}/corrupt.safetensors"], "corrupt.safetensors"),
     "another net": (["-p", "checkpoint", "{folder}/another.safetensors"], "is not of this notebook"),
     "another width": (["-p", "checkpoint", "{folder}/wide.safetensors"], "is of another net"),
+    "samples": (["-p", "samples", "8"], "samples = 8: allowed is a whole number of at least 16"),
+    "too few": (["-p", "dataset", "imagenet32"], "24 images to train on and 3 (split val) to judge by: 16 of each"),
+    "half a set": (["-p", "dataset", "lsun_church"], "LSUN church (split val) is not on this machine"),
 }
 
 
@@ -138,6 +186,7 @@ def last_line(run: subprocess.CompletedProcess) -> str:
 @pytest.fixture(scope="module")
 def bad_runs(tmp_path_factory) -> dict[str, tuple[subprocess.CompletedProcess, Path]]:
     """Every case at once, two at a time: each costs a kernel's start."""
+    sets = str(tiny_sets(tmp_path_factory.mktemp("sets")))
 
     def one(item):
         name, (parameters, _) = item
@@ -150,10 +199,9 @@ def bad_runs(tmp_path_factory) -> dict[str, tuple[subprocess.CompletedProcess, P
         (folder / "corrupt.safetensors").write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
         given = [word.replace("{folder}", str(folder)) for word in parameters]
         defaults = ["-p", "preset", "smoke", "-p", "dataset", "fashion_mnist"]
-        return name, (
-            run_papermill(ROOT / "notebooks" / "drl_cifar.ipynb", folder / "out.ipynb", folder, *defaults, *given),
-            folder,
-        )
+        source = ROOT / "notebooks" / "drl_cifar.ipynb"
+        run = run_papermill(source, folder / "out.ipynb", folder, *defaults, *given, EBM_DATA=sets)
+        return name, (run, folder)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(pool.map(one, BAD.items()))
