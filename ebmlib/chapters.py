@@ -281,6 +281,7 @@ class DRL:
     flip: bool = value(True, True, True, "Appendix B")
     precision: str = value("float32", source="of the net's body", allowed=("float32", "bfloat16"))
     samples: int = value(50_000, 50_000, 50_000, "Appendix B, for FID; KID needs 16", low=16)
+    deterministic: bool = value(False, source="training on CUDA repeats bit for bit, more slowly")
 
     def implied(self, given: Mapping[str, Any]) -> "DRL":
         """T = 1000 means the normal approximation, K = 0, unless K is given; elsewhere K = 0 has no meaning."""

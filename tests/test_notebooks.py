@@ -31,7 +31,7 @@ OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:
 def run_papermill(
     source: Path, output: Path, cwd: Path, *parameters: str, timeout: float = 900, **more: str
 ) -> subprocess.CompletedProcess:
-    """papermill as a user calls it, in another folder, without a network and with empty caches; `more` is set on top."""
+    """papermill as a user calls it, in another folder, offline and with empty caches; `more` comes on top."""
     environment = {k: v for k, v in os.environ.items() if k not in ("EBM_DATA", "HTTPS_PROXY", "HTTP_PROXY")}
     environment |= OFFLINE | {"XDG_CACHE_HOME": str(cwd / "cache"), "OMP_NUM_THREADS": "1"} | more
     command = [str(Path(sys.executable).with_name("papermill")), str(source), str(output), *parameters]
@@ -108,6 +108,7 @@ def test_the_readmes_command_runs_from_another_folder_without_a_network(main_job
     info = json.loads((kept / "run.json").read_text())
     assert info["finished"] is True
     assert info["key"]["settings"]["T"] == 6
+    assert [path.stem for path in sorted(kept.glob("step-*"))] == ["step-00000002", "step-00000003"]
 
 
 def test_the_banner_of_a_stand_in_comes_before_anything_else(main_job):
@@ -155,6 +156,90 @@ def test_resume_without_an_unfinished_run_stops(main_job):
     assert again.returncode != 0
     assert "there is no unfinished run of these settings to resume" in last_line(again)
     assert len(list((folder / "runs" / "drl_cifar").iterdir())) == 1
+
+
+# Cells of drl_cifar in this process
+
+
+def run_cells(until: str, **given) -> tuple[dict, str]:
+    """The globals after the code cells before the first that holds `until`, and the source of that one."""
+    parameters, *rest = cells(ROOT / "notebooks" / "drl_cifar.ipynb", "code")
+    namespace: dict = {}
+    exec(parameters, namespace)
+    namespace |= given
+    for source in rest:
+        if until in source:
+            return namespace, source
+        exec(source, namespace)
+    raise LookupError(f"no cell holds {until}")
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch):
+    """A folder to run cells in, with figures, random numbers and variables as they were afterwards."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # first set, so that what the cells leave is undone, too
+    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
+        yield
+        pyplot.close("all")
+
+
+SMOKE = {"preset": "smoke", "dataset": "fashion_mnist", "device": "cpu"}
+
+
+def test_quick_on_a_gpu_names_the_larger_preset_first(in_process, monkeypatch, capsys):
+    """The cell that looks for a device, told that there is one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for preset, begins in (("quick", "A GPU is here: -p preset gpu "), ("gpu", "")):
+        namespace, _ = run_cells("recovery.noising", preset=preset)
+        assert namespace["device"].type == "cuda"
+        out = capsys.readouterr().out
+        assert out.startswith(begins)
+        assert out.count("about 10 minutes") == out.count("\n") == (preset == "quick")
+
+
+def test_energies_that_run_away_together_stop_the_run(in_process, tmp_path):
+    """Of data and samples alike: the loss, their difference, stays small."""
+    namespace, fit = run_cells("training.fit", **SMOKE, head="dense", spectral=False, precision="float32")
+    with torch.no_grad():
+        namespace["net"].head.bias.fill_(2e6)
+    loss, stats = namespace["step"](namespace["data"].to_float(namespace["images"][:8]))
+    assert abs(loss.item()) < 1e3
+    assert abs(stats["energy"].item() - 2e6) < 1e3
+    with pytest.raises(RuntimeError, match=r"diverged at iteration 1: energy is 2e\+06 \(bound 1e\+06\); there is no "):
+        exec(fit, namespace)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_deterministic_reaches_the_loop(in_process, wanted: bool):
+    namespace, fit = run_cells("training.fit", **SMOKE, deterministic=wanted, iterations=1)
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if wanted else None), "before anything is computed"
+    step, seen = namespace["step"], []
+    namespace["step"] = lambda x: seen.append(torch.are_deterministic_algorithms_enabled()) or step(x)
+    exec(fit, namespace)
+    assert seen == [wanted]
+    assert torch.are_deterministic_algorithms_enabled() is False
+
+
+@pytest.mark.parametrize(("given", "every"), [({}, 40), ({"iterations": 3}, 1), ({"iterations": 9000}, 250)])
+def test_a_short_run_has_checkpoints_on_its_way(in_process, monkeypatch, given: dict, every: int):
+    class Asked(Exception):
+        pass
+
+    def ask(*_, save_every, **__):
+        raise Asked(save_every)
+
+    namespace, fit = run_cells("training.fit", dataset="fashion_mnist", device="cpu", **given)
+    monkeypatch.setattr(namespace["training"], "fit", ask)
+    with pytest.raises(Asked, match=f"^{every}$"):
+        exec(fit, namespace)
 
 
 # Bad input: one sentence as the last line, and nothing left behind
