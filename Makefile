@@ -19,7 +19,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help env book test test-slow lint format smoke mutants results lock clean
+.PHONY: help env book test test-slow lint format smoke mutants results compare lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -61,6 +61,12 @@ mutants: env ## plant slips in the library; the tests must catch each
 
 results: env ## run the committed long rows of data/results again (hours)
 	@$(RUN) benchmarks/results.py
+
+# Beside the environment, which holds what the lock file names and no more; all that ebmkit needs is PyTorch.
+compare: env ## train two methods beside ebmkit's and write data/results/methods_ebmkit.json (hours)
+	@wanted=$$($(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["compare"])') && \
+	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps --target build/compare "$$wanted"
+	@PYTHONPATH=build/compare $(RUN) benchmarks/against_ebmkit.py
 
 lock: env ## resolve pyproject.toml anew into requirements.lock
 	@$(VENV)/bin/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --generate-hashes \

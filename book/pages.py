@@ -80,7 +80,7 @@ def committed_numbers(project: Project) -> dict[str, str]:
 
     Means over seeds come first in those files. An unknown name is a warning, which stops a strict build.
     """
-    files = sorted((project.root / "data" / "results").glob("*.json"))
+    files = committed_files(project)
     if not files:
         return {}
     from ebmlib import results
@@ -169,7 +169,7 @@ def _put_banner(notebook: dict, outcome: Outcome) -> None:
 
 
 def results_page(project: Project, outcomes: list[Outcome]) -> str:
-    """The rows that each notebook shows, then the committed rows of its long runs, as the library's own tables."""
+    """The rows that each notebook's run made, then the committed ones of its long runs, then those of no notebook."""
     lines = [
         "# All results",
         "",
@@ -189,7 +189,29 @@ def results_page(project: Project, outcomes: list[Outcome]) -> str:
                 lines += [f"From {{doc}}`the notebook {name} <../notebooks/{name}>`.{stale}", ""]
         for heading, table in tables:
             lines += [heading, "", "```{raw} html", table, "```", ""]
+    names = {outcome.plan.name for outcome in outcomes}
+    for path in committed_files(project):
+        if path.stem not in names:
+            lines += _section_of(path)
     return "\n".join(lines)
+
+
+def committed_files(project: Project) -> list[Path]:
+    return sorted((project.root / "data" / "results").glob("*.json"))
+
+
+def _section_of(path: Path) -> list[str]:
+    """Committed rows that no notebook made, under the title and with the note that the file brings."""
+    from ebmlib import results
+
+    rows, meta = results.load(path)
+    words = [meta["note"], ""] if "note" in meta else []
+    lines = [f"## {meta.get('title', path.stem)}", "", *words, _source(path), ""]
+    return [*lines, "```{raw} html", results.as_html(results.summary(rows)), "```", ""]
+
+
+def _source(path: Path) -> str:
+    return f"Longer runs, as means where there are several seeds (`data/results/{path.name}` holds every seed):"
 
 
 def _title(outcome: Outcome) -> str:
@@ -199,16 +221,19 @@ def _title(outcome: Outcome) -> str:
 
 
 def _tables(project: Project, outcome: Outcome) -> list[tuple[str, str]]:
-    """(what it is, HTML table) of the page's own rows and of the committed ones, where there are any."""
+    """(what it is, HTML table) of the page's own rows and of the committed ones, where there are any.
+
+    A page shows committed rows, too: those are not its own.
+    """
     shown = outcome.notebook is not None and RESULTS_MIME in outcome.notebook.read_text(encoding="utf-8")
     committed = project.root / "data" / "results" / f"{outcome.plan.name}.json"
     if not shown and not committed.is_file():
         return []
     from ebmlib import results
 
-    tables = []
-    if shown:
-        tables.append(("As this book's build ran it:", results.as_html(results.read(outcome.notebook))))
+    elsewhere = [row for path in committed_files(project) for row in results.load(path)[0]]
+    own = [row for row in results.read(outcome.notebook) if row not in elsewhere] if shown else []
+    tables = [("As this book's build ran it:", results.as_html(own))] if own else []
     if committed.is_file():
-        tables.append((f"Longer runs (`data/results/{committed.name}`):", results.as_html(results.load(committed)[0])))
+        tables.append((_source(committed), results.as_html(results.summary(results.load(committed)[0]))))
     return tables

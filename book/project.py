@@ -68,7 +68,14 @@ class Project:
                 )
         if "run_dir" in known:  # relative, so that no machine's path stands on the page
             parameters["run_dir"] = f"build/runs/{self.preset}/{path.stem}"
-        return Plan(path.stem, path, parameters, tuple(entry.get("files", ())), float(entry["limit"]))
+        files = (*entry.get("files", ()), *self._committed(path))
+        return Plan(path.stem, path, parameters, files, float(entry["limit"]))
+
+    def _committed(self, path: Path) -> list[str]:
+        """The committed rows that the notebook's code names, so that new ones execute it again."""
+        code = "\n".join(cell["source"] for cell in read_notebook(path)["cells"] if cell["cell_type"] == "code")
+        found = sorted((self.root / "data" / "results").glob("*.json"))
+        return [file.relative_to(self.root).as_posix() for file in found if f'"{file.name}"' in code]
 
 
 def read_notebook(path: Path) -> dict:

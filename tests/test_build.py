@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -354,6 +355,49 @@ def test_the_results_page_has_the_rows_of_the_page_and_the_committed_ones(projec
     )
     assert "KL &lt;p|q&gt;" in text
     assert "two" not in text  # no row, no section
+
+
+def test_committed_rows_are_not_listed_as_the_builds_own_and_several_seeds_as_their_mean(project: Project):
+    """A page shows the committed rows of its notebook, so that its own output holds them, too."""
+    own = results.Row("KL", 0.5, preset="quick", seed=0)
+    long = [results.Row("KL", value, preset="paper", seed=seed) for seed, value in enumerate((0.1875, 0.3125))]
+    (project.root / "data" / "results").mkdir()
+    results.save(project.root / "data/results/one.json", results.with_means(long))
+    shown = [own, *results.with_means(long)]
+    bundle = {"text/html": "", results.MIME: [asdict(row) for row in shown]}
+    ran = executed(
+        project.root, new_markdown_cell("# One"), new_code_cell("", outputs=[new_output("display_data", bundle)])
+    )
+    text = pages.results_page(project, [replace(ran, plan=Plan("one", project.root / "notebooks" / "one.ipynb"))])
+    assert text.count("0.250 ± 0.062") == 1
+    assert text.count("seeds 0, 1") == 1
+    assert "0.1875" not in text  # a single seed, which the file holds
+    assert text.index("build ran it") < text.index("<td>0.5</td>") < text.index("Longer runs")
+
+
+def test_committed_rows_of_no_notebook_have_a_section_of_their_own(project: Project):
+    folder = project.root / "data" / "results"
+    folder.mkdir()
+    rows = results.with_means([results.Row("MMD^2, ours", value, seed=k) for k, value in enumerate((0.1875, 0.3125))])
+    results.save(folder / "one_beside_another.json", rows, title="Beside another library", note="Context only.")
+    results.save(folder / "plain.json", rows)
+    never = Outcome(Plan("one", project.root / "notebooks" / "one.ipynb"), None, None)
+    text = pages.results_page(project, [never])
+    assert re.findall(r"^## .*", text, re.M) == ["## Beside another library", "## plain"]
+    assert text.index("## Beside") < text.index("Context only.") < text.index("0.250 ± 0.062") < text.index("## plain")
+
+
+def test_rows_that_a_notebooks_code_names_execute_it_again_once_they_are_there(project: Project):
+    write_notebook(project.root, "two", 'committed = "results/two.json"\nprint("two_and_more.json")')
+    before = parts(project, "two")
+    assert not any("json" in name for name in before)
+    write(project.root, {"data/results/two.json": "{}", "data/results/more.json": "{}"})
+    assert dependencies.changed(before, parts(project, "two")) == []  # a string that only ends in its name
+    write_notebook(project.root, "two", 'committed = folder / "two.json"\nprint("two_and_more.json")')
+    assert "data/results/two.json" in (now := parts(project, "two"))
+    assert not any("more.json" in name for name in now)
+    edit(project.root / "data/results/two.json", "{}", "{ }")
+    assert dependencies.changed(now, parts(project, "two")) == ["data/results/two.json"]
 
 
 def test_the_budget_names_what_is_over_it(project: Project):
