@@ -228,6 +228,21 @@ def test_deterministic_reaches_the_loop(in_process, wanted: bool):
     assert torch.are_deterministic_algorithms_enabled() is False
 
 
+def test_the_fid_of_the_trained_net_stands_beside_the_papers_own(in_process):
+    """Also in the committed rows; the untrained net has no counterpart, and KID is not in the paper."""
+    namespace, _ = run_cells("results.show", **SMOKE, T=1, K=1, iterations=1, samples=2048)
+    committed, _ = results.load(ROOT / "data" / "results" / "drl_cifar.json")
+    for rows in (namespace["judged"], committed):
+        paper = {row.name: (row.paper, row.source) for row in rows}
+        kept = [name for name, (number, _) in paper.items() if number is not None]
+        assert [name.partition(" ")[0] for name in kept] == ["FID"]
+        assert kept[0].endswith(", trained")
+        assert len(paper) == 4
+        number, source = paper[kept[0]]
+        assert number == 9.60
+        assert source.startswith("Table 1: CIFAR-10, Inception features; other data and extractor")
+
+
 @pytest.mark.parametrize(("given", "every"), [({}, 40), ({"iterations": 3}, 1), ({"iterations": 9000}, 250)])
 def test_a_short_run_has_checkpoints_on_its_way(in_process, monkeypatch, given: dict, every: int):
     class Asked(Exception):
