@@ -284,12 +284,15 @@ class DRL:
     deterministic: bool = value(False, source="training on CUDA repeats bit for bit, more slowly")
 
     def implied(self, given: Mapping[str, Any]) -> "DRL":
-        """T = 1000 means the normal approximation, K = 0, unless K is given; elsewhere K = 0 has no meaning."""
-        if self.T == 1000:
-            return self if "K" in given else replace(self, K=0)
-        if self.K == 0:
+        """What other settings bring where it is not given: T = 1000 the normal approximation K = 0; the variant "text"
+        its b = .0002, its noise at test time and Table 4's head. Elsewhere K = 0 has no meaning.
+        """
+        if self.K == 0 and self.T != 1000:
             raise ValueError(f"K = 0 with T = {self.T}: the normal approximation is for T = 1000, else K is at least 1")
-        return self
+        implied = {"K": 0} if self.T == 1000 else {}
+        if self.variant == "text":
+            implied |= {"b2": 4e-8, "noise": 1.0, "head": "dense"}
+        return replace(self, **{name: to for name, to in implied.items() if name not in given})
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,22 @@ def test_a_thousand_levels_bring_the_normal_approximation():
         start("drl_cifar", {"K": 0})
 
 
+@pytest.mark.parametrize("preset", ["quick", "cpu", "paper"])
+def test_the_variant_text_brings_what_the_text_prints(preset):
+    text = start("drl_cifar", {"preset": preset, "variant": "text", "b2": None}).config
+    rows = {row[0]: row[1:4] for row in table(text)}
+    assert rows["variant"] == ("text", "code", "text")
+    assert rows["b2"] == ("b = .0002", "0.0002", "4e-08")  # the table shows b, the setting is its square
+    assert rows["noise"] == ("1", "0.99", "1.0")
+    assert rows["head"] == ("dense", "time", "dense")
+    code = start("drl_cifar", {"preset": preset}).config
+    assert replace(text, **{name: getattr(code, name) for name in ("variant", "b2", "noise", "head")}) == code
+    own = {"b2": 1e-4, "noise": 0.5, "head": "time"}
+    given = start("drl_cifar", {"preset": preset, "variant": "text", **own}).config
+    assert given == replace(code, variant="text", **own)
+    assert start("drl_cifar", {"preset": preset, "variant": "text", "T": 1000}).config == replace(text, T=1000, K=0)
+
+
 def test_what_is_no_parameter_is_left_alone():
     def helper():
         pass
