@@ -1,0 +1,47 @@
+"""The committed rows of long runs hold what the book says of them, and belong to the files beside them."""
+
+import hashlib
+from pathlib import Path
+
+from ebmlib import checkpoint, results
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+def committed(notebook: str) -> tuple[list[results.Row], dict]:
+    return results.load(DATA / "results" / f"{notebook}.json")
+
+
+def test_the_bundled_image_net_has_at_most_a_third_of_the_untrained_fid():
+    rows = {row.name: row for row in committed("drl_cifar")[0]}
+    trained, untrained = (rows[f"FID (Fashion-CNN features), {label}"] for label in ("trained", "untrained"))
+    assert (trained.n, trained.seed, trained.dataset) == (2048, [1, 2, 3], "fashion_mnist")
+    assert trained.value + trained.se <= untrained.value / 3, "and not by the luck of the sampling seeds"
+    assert (untrained.n, untrained.dataset, untrained.protocol) == (trained.n, trained.dataset, trained.protocol)
+
+
+def test_the_image_rows_are_of_the_bundled_checkpoint():
+    rows, meta = committed("drl_cifar")
+    path = DATA / "checkpoints" / meta["checkpoint"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == meta["sha256"]
+    saved = checkpoint.load(path)[1]
+    assert checkpoint.key_hash(saved["key"]["settings"]) == meta["settings"]
+    assert {(row.preset, row.device, row.seconds) for row in rows} == {
+        (saved["preset"], saved["device"], saved["seconds"])
+    }
+
+
+def test_recovery_likelihood_learns_the_checkerboard_as_a_density():
+    kl = [row for row in committed("drl_toy")[0] if row.name == "KL to the truth, recovery likelihood"]
+    seeds = {row.seed: row.value for row in kl if row.dataset == "checkerboard" and isinstance(row.seed, int)}
+    assert sorted(seeds) == [0, 1, 2]
+    assert max(seeds.values()) <= 0.10, seeds
+    (mean,) = [row for row in kl if row.dataset == "checkerboard" and row.seed == [0, 1, 2]]
+    assert abs(mean.value - sum(seeds.values()) / 3) < 1e-9
+
+
+def test_recovery_likelihood_covers_all_modes():
+    rows = [row for row in committed("drl_toy")[0] if row.dataset == "25-gaussians"]
+    found = [row.value for row in rows if row.name.startswith("modes") and "recovery likelihood" in row.name]
+    assert found == [25.0] * len(found)
+    assert found
