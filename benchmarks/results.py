@@ -29,7 +29,8 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
     "ml_toy": [({"dataset": "two-moons"}, (0, 1, 2))],
     "drl_toy": [
         ({"dataset": "checkerboard"}, (0, 1, 2)),
-        ({"dataset": "25-gaussians", "b2": 0.02, "iterations": 2000}, (0,)),
+        ({"dataset": "swiss-roll"}, (0, 1, 2)),
+        ({"dataset": "25-gaussians", "b2": 0.02, "iterations": 2000}, (0, 1, 2)),
     ],
     "improved_cd_toy": [({"dataset": "25-gaussians", "step": step}, tuple(range(10))) for step in (0.012, 0.006)],
     "vaebm_toy": [({"dataset": "25-gaussians"}, (0, 1, 2, 3, 4))],

@@ -81,6 +81,7 @@ class DRLToy:
     short_step: float = value(5e-3, source="its Langevin step at temperature 1", low=0)
     short_iterations: int = value(500, low=1)
     samples: int = value(10_000, low=100)
+    deterministic: bool = value(False, source="training on CUDA repeats bit for bit, more slowly")
 
 
 @dataclass(frozen=True)
