@@ -32,7 +32,8 @@ def run_papermill(
     source: Path, output: Path, cwd: Path, *parameters: str, timeout: float = 900, **more: str
 ) -> subprocess.CompletedProcess:
     """papermill as a user calls it, in another folder, offline and with empty caches; `more` comes on top."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("EBM_DATA", "HTTPS_PROXY", "HTTP_PROXY")}
+    own = ("EBM_DATA", "HTTPS_PROXY", "HTTP_PROXY", "JUPYTER_DATA_DIR", "XDG_DATA_HOME")
+    environment = {k: v for k, v in os.environ.items() if k not in own}
     environment |= OFFLINE | {"XDG_CACHE_HOME": str(cwd / "cache"), "OMP_NUM_THREADS": "1"} | more
     command = [str(Path(sys.executable).with_name("papermill")), str(source), str(output), *parameters]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -48,6 +49,13 @@ def shown(path: Path) -> list[str]:
     outputs = [out for cell in json.loads(path.read_text())["cells"] for out in cell.get("outputs", [])]
     kinds = [out["data"] if "data" in out else {"text/plain": out.get("text", "")} for out in outputs]
     return ["".join(kind.get("text/html") or kind.get("text/plain", "")) for kind in kinds]
+
+
+def pictures(path: Path, name: str) -> int:
+    """How many pictures the cell of an executed notebook shows whose figure has this name."""
+    named = lambda cell: cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name
+    (cell,) = filter(named, json.loads(path.read_text())["cells"])
+    return sum("image/png" in out.get("data", {}) for out in cell["outputs"])
 
 
 # Shape
@@ -125,6 +133,41 @@ def test_the_banner_of_a_stand_in_comes_before_anything_else(main_job):
         if "alert-warning" in str(out.get("data", {}).get("text/html"))
     ]
     assert [text.startswith("CIFAR-10 is not on this machine") for text in plain] == [True]
+
+
+def test_the_bundled_checkpoint_is_shown_where_its_levels_and_steps_fit(main_job, tmp_path: Path):
+    committed, _ = results.load(ROOT / "data" / "results" / "drl_cifar.json")
+    given = ["-p", "preset", "smoke", "-p", "K", "30", "-p", "iterations", "1", "-p", "dataset", "fashion_mnist"]
+    source, out = ROOT / "notebooks" / "drl_cifar.ipynb", tmp_path / "out.ipynb"
+    run = run_papermill(source, out, tmp_path, *given)
+    assert run.returncode == 0, run.stderr[-1500:]
+    says = "9,000 iterations on fashion_mnist, T = 6, K = 30, b2 = 0.0002, variant = code"
+    assert says in [text.strip() for text in shown(out)]
+    assert pictures(out, "fig-drl-cifar-checkpoint") == 1
+    assert [row for row in results.read(out) if row.preset == "cpu"] == committed
+    # The preset's own K is another.
+    other = main_job[1] / "out.ipynb"
+    assert says + " (not this run's: not shown)" in [text.strip() for text in shown(other)]
+    assert pictures(other, "fig-drl-cifar-checkpoint") == 0
+    assert {row.preset for row in results.read(other)} == {"smoke"}
+
+
+@pytest.mark.parametrize("place", ["HOME", "JUPYTER_DATA_DIR"])
+def test_a_foreign_kernel_of_the_same_name_does_not_run_a_notebook(tmp_path: Path, place: str):
+    """A reader's own `python3`, of another environment say, where Jupyter looks for the user's kernels."""
+    decoy = {"argv": ["/bin/sh", "-c", "touch decoy; exit 1"], "display_name": "Python 3", "language": "python"}
+    folders = [".local/share/jupyter", "Library/Jupyter"] if place == "HOME" else ["."]  # Linux, macOS
+    for folder in folders:
+        formats.write(tmp_path / "user" / folder / "kernels/python3/kernel.json", json.dumps(decoy).encode())
+    notebook = json.loads((ROOT / "notebooks" / "drl_cifar.ipynb").read_text())
+    question = "import sys, ebmlib; print(sys.prefix)"
+    notebook["cells"] = [notebook["cells"][1] | {"metadata": {}, "source": question}]  # enough to tell who runs it
+    formats.write(tmp_path / "in.ipynb", json.dumps(notebook).encode())
+    user = {place: str(tmp_path / "user"), "IPYTHONDIR": str(tmp_path / "ipython")}
+    run = run_papermill(tmp_path / "in.ipynb", tmp_path / "out.ipynb", tmp_path, timeout=300, **user)
+    assert run.returncode == 0, run.stderr[-1500:]
+    assert [text.strip() for text in shown(tmp_path / "out.ipynb")] == [sys.prefix]
+    assert not (tmp_path / "decoy").exists()
 
 
 def tiny_sets(folder: Path) -> Path:
