@@ -11,7 +11,8 @@ import torch
 from ebmlib import partition, recovery
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "book" / "own_data.md").read_text(), re.M | re.S)
+PAGE = (ROOT / "book" / "own_data.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
 
 
 def block(holding: str) -> str:
@@ -57,12 +58,21 @@ def test_the_bundled_checkpoint_draws_with_its_own_noise(monkeypatch):
     exec(block("recovery.progressive"), namespace)
     cfg, x = namespace["cfg"], namespace["x"]
     assert seen == [(cfg["K"], cfg["noise"])]
-    assert cfg["noise"] == 0.7, "as the page says"
-    assert x.shape == (16, 1, 28, 28)
+    side = cfg["size"]
+    assert x.shape == (16, 1, side, side)
     garment = x.clamp(-1, 1).amax((1, 2, 3)) > 0.5  # bright shapes ...
-    corners = x[:, :, ::27, ::27].mean()  # ... on black
+    corners = x[:, :, :: side - 1, :: side - 1].mean()  # ... on black
     assert garment.float().mean() > 0.8
     assert corners < -0.8
+
+
+def test_the_page_describes_the_bundled_checkpoint():
+    namespace: dict = {}
+    exec(block("checkpoint.load(path)"), namespace)
+    cfg, side = namespace["cfg"], namespace["cfg"]["size"]
+    assert f"at {side} x {side} pixels" in PAGE
+    assert f"of shape `(B, 1, {side}, {side})`" in PAGE
+    assert f"here {cfg['noise']:g}".replace("0.", ".") in PAGE
 
 
 def test_an_energy_of_your_own(capsys):
