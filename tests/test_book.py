@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -93,12 +94,24 @@ def test_committed_notebooks_hold_no_outputs_and_the_common_parameters(path: Pat
     (parameters,) = [cell["source"] for cell in cells if "parameters" in tags(cell)]
     bare = [line for line in parameters.splitlines() if "=" in line.split("#")[0] and "#" not in line]
     assert bare == [], "papermill shows a parameter's trailing comment as its help"
+    untyped = [type(node).__name__ for node in ast.parse(parameters).body if not isinstance(node, ast.AnnAssign)]
+    assert untyped == [], "papermill shows a parameter's type, too"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_and_playground_has_a_caption_and_a_name_of_its_own(path: Path):
+    names = []
+    for cell in read_notebook(path)["cells"]:
+        draws = cell["cell_type"] == "code" and re.search(r"\bplots\.panels\(|^Playground\(", cell["source"], re.M)
+        if draws:
+            figure = cell["metadata"].get("mystnb", {}).get("figure", {})
+            assert figure.get("caption", "").endswith("."), cell["source"][:80]
+            names.append(figure["name"])
+    assert len(set(names)) == len(names) > 0
 
 
 def test_every_file_of_the_package_is_reached_by_a_module_that_names_it():
     """Else a change of it would not execute any notebook again."""
-    import ast
-
     trees = [ast.parse(path.read_text("utf-8")) for path in sorted((ROOT / "ebmlib").rglob("*.py"))]
     named = dependencies.named_files(ROOT / "ebmlib", trees)
     others = [path for path in (ROOT / "ebmlib").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
