@@ -86,7 +86,8 @@ def _typed(name: str, given: Any, kind: Any, low: float | None = None, below: fl
     if get_origin(kind) is tuple:
         whole = isinstance(given, list | tuple) and given and all(type(n) is int and n > 0 for n in given)
         if not whole:
-            raise ValueError(f"{name} = {given!r}: allowed is a list of positive whole numbers")
+            hint = f", from papermill by -y '{name}: [1, 2]'" if isinstance(given, str) else ""  # -p passes a text
+            raise ValueError(f"{name} = {given!r}: allowed is a list of positive whole numbers{hint}")
         return tuple(given)
     wanted = get_args(kind) or (kind,)
     good = type(given) in wanted or (kind is float and type(given) is int)

@@ -163,6 +163,12 @@ BAD = {
     "head": ("drl_cifar", {"head": "linear"}, "head = 'linear': allowed are 'time', 'dense'"),
     "list": ("drl_cifar", {"multipliers": [1, 0]}, "multipliers = [1, 0]: allowed is a list of positive whole numbers"),
     "empty list": ("drl_cifar", {"multipliers": []}, "multipliers = []: allowed is a list of positive whole numbers"),
+    "list as a text": (
+        "drl_cifar",
+        {"multipliers": "[1, 2]"},
+        "multipliers = '[1, 2]': allowed is a list of positive whole numbers, from papermill by -y 'multipliers: "
+        "[1, 2]'",
+    ),
     "no list": ("drl_cifar", {"multipliers": 2}, "multipliers = 2: allowed is a list of positive whole numbers"),
     "bools": ("drl_toy", {"multipliers": [True]}, "multipliers = [True]: allowed is a list of positive whole numbers"),
     "device": ("drl_toy", {"device": 0}, "device = 0: allowed is a text or None"),
