@@ -142,7 +142,8 @@ def test_the_bundled_checkpoint_is_shown_where_its_levels_and_steps_fit(main_job
     run = run_papermill(source, out, tmp_path, *given)
     assert run.returncode == 0, run.stderr[-1500:]
     saved = checkpoint.load(ROOT / "data" / "checkpoints" / "drl_fashion_mnist.safetensors")[1]
-    says = f"{saved['iteration']:,} iterations on fashion_mnist, T = 6, K = 30, b2 = 0.0002, variant = code"
+    levels = f"size = {saved['key']['settings']['size']}, T = 6, K = 30, b2 = 0.0002, variant = code"
+    says = f"{saved['iteration']:,} iterations on fashion_mnist, {levels}"
     assert says in [text.strip() for text in shown(out)]
     assert pictures(out, "fig-drl-cifar-checkpoint") == 1
     assert [row for row in results.read(out) if row.preset == saved["preset"]] == committed
