@@ -95,7 +95,7 @@ class Funnel(Density):
     def _log_density(self, x: Tensor) -> Tensor:
         # Given the blurred x_2, the sharp one is normal, so a Gauss-Hermite rule does its integral: one node if sharp.
         # 64 nodes know log p to 1e-6 down to -60; farther out p depends on v beyond their reach.
-        node, weight = (torch.as_tensor(a, dtype=x.dtype, device=x.device) for a in _hermite(64 if self.blur else 1))
+        node, weight = (torch.as_tensor(a, dtype=x.dtype, device=x.device) for a in hermite(64 if self.blur else 1))
         total = math.hypot(self.spread, self.blur)
         std = self.spread * self.blur / total
 
@@ -115,7 +115,7 @@ class Funnel(Density):
 
 
 @lru_cache(maxsize=2)
-def _hermite(m: int) -> tuple[np.ndarray, np.ndarray]:
+def hermite(m: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights (m,) of the mean over a standard normal."""
     node, weight = np.polynomial.hermite_e.hermegauss(m)
     return node, weight / weight.sum()

@@ -44,7 +44,25 @@ class Rng {
   }
 }
 
-// ---- energies: (x, y, g) -> E, with the gradient written into g[0], g[1] ----
+// ---- energies: (x, n, value, grad) for n points x[0], y[0], x[1], .., written into value (n) and grad (2n) ----
+
+// Closed forms are written for one point, (x, y, g) -> E with the gradient in g[0], g[1]; this makes a batch of them.
+function pointwise(one) {
+  const g = new Float64Array(2);
+  return (x, n, value, grad) => {
+    for (let i = 0; i < n; i++) {
+      value[i] = one(x[2 * i], x[2 * i + 1], g);
+      grad[2 * i] = g[0];
+      grad[2 * i + 1] = g[1];
+    }
+  };
+}
+
+// Little-endian float32 numbers in base64, as numbers to compute with.
+function decode(text) {
+  const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  return Float64Array.from(new Float32Array(bytes.buffer));
+}
 
 // Scaled complementary error function exp(x^2) erfc(x) for x >= 0: series below 2, Lentz's continued fraction above.
 function erfcx(x) {
@@ -179,57 +197,251 @@ function checkerboard({ half, cells, std, dark }) {
   };
 }
 
+// Neal's funnel: x_2 = y is normal, and so is x given y, of variance width^2 e^y. Blurred, the sharp y behind a point is
+// integrated out by the exported Gauss-Hermite nodes; the sharp funnel has the one node 0.
+function funnel({ spread, width, blur, nodes, log_weights: logWeights }) {
+  const total = Math.hypot(spread, blur);
+  const ratio = (spread / total) ** 2;
+  const std = (spread * blur) / total;
+  const m = nodes.length;
+  const u = new Float64Array(m);
+  const core = new Float64Array(m); // width^2 e^(sharp y)
+  const logNorm = Math.log(2 * Math.PI * total);
+  return (x, y, g) => {
+    let top = -Infinity;
+    for (let k = 0; k < m; k++) {
+      core[k] = width * width * Math.exp(ratio * y + std * nodes[k]);
+      const variance = core[k] + blur * blur;
+      u[k] = logWeights[k] - 0.5 * (Math.log(variance) + (x * x) / variance);
+      if (u[k] > top) top = u[k];
+    }
+    let sum = 0;
+    let gx = 0;
+    let gy = 0;
+    for (let k = 0; k < m; k++) {
+      const w = Math.exp(u[k] - top);
+      const variance = core[k] + blur * blur;
+      sum += w;
+      gx += w / variance;
+      gy += 0.5 * w * core[k] * (1 - (x * x) / variance) / variance;
+    }
+    g[0] = (x * gx) / sum;
+    g[1] = y / (total * total) + (ratio * gy) / sum;
+    return logNorm + 0.5 * (y / total) ** 2 - top - Math.log(sum);
+  };
+}
+
+// Cubic B-spline on (n + 2)^2 coefficients: node (i, j) of [-box, box]^2 has index (i + 1, j + 1), rows along y.
+// Beyond the box the point is moved to the edge; the walls there reflect, so that no particle is left outside.
+function table({ n, box, coefficients }) {
+  const c = decode(coefficients);
+  const h = (2 * box) / (n - 1);
+  const wx = new Float64Array(4);
+  const dx = new Float64Array(4);
+  const wy = new Float64Array(4);
+  const dy = new Float64Array(4);
+
+  // Weights of the four coefficients around a coordinate, and their derivatives; returns the first one's index.
+  function weigh(at, w, d) {
+    const place = Math.min(Math.max((at + box) / h, 0), n - 1);
+    const first = Math.min(Math.floor(place), n - 2);
+    const t = place - first;
+    const s = 1 - t;
+    w[0] = (s * s * s) / 6;
+    w[1] = 2 / 3 - 0.5 * t * t * (1 + s);
+    w[2] = 2 / 3 - 0.5 * s * s * (1 + t);
+    w[3] = (t * t * t) / 6;
+    d[0] = (-0.5 * s * s) / h;
+    d[1] = (t * (1.5 * t - 2)) / h;
+    d[2] = (s * (2 - 1.5 * s)) / h;
+    d[3] = (0.5 * t * t) / h;
+    return first;
+  }
+
+  return (x, y, g) => {
+    const column = weigh(x, wx, dx);
+    const row = weigh(y, wy, dy);
+    let value = 0;
+    g[0] = g[1] = 0;
+    for (let j = 0; j < 4; j++) {
+      const k = (row + j) * (n + 2) + column;
+      const along = wx[0] * c[k] + wx[1] * c[k + 1] + wx[2] * c[k + 2] + wx[3] * c[k + 3];
+      value += wy[j] * along;
+      g[0] += wy[j] * (dx[0] * c[k] + dx[1] * c[k + 1] + dx[2] * c[k + 2] + dx[3] * c[k + 3]);
+      g[1] += dy[j] * along;
+    }
+    return value;
+  };
+}
+
+const LANES = 4; // points that go through a net together: one load of a weight serves them all
+
+// out = matrix inp (+ bias) for LANES points; unit k of lane p stands at k * LANES + p.
+function dense(matrix, bias, rows, columns, inp, out) {
+  for (let r = 0, k = 0; r < rows; r++) {
+    let s0 = bias ? bias[r] : 0;
+    let s1 = s0;
+    let s2 = s0;
+    let s3 = s0;
+    for (let j = 0; j < LANES * columns; j += LANES) {
+      const w = matrix[k++];
+      s0 += w * inp[j];
+      s1 += w * inp[j + 1];
+      s2 += w * inp[j + 2];
+      s3 += w * inp[j + 3];
+    }
+    out[LANES * r] = s0;
+    out[LANES * r + 1] = s1;
+    out[LANES * r + 2] = s2;
+    out[LANES * r + 3] = s3;
+  }
+}
+
+function transposed(matrix, rows, columns) {
+  return matrix.map((_, k) => matrix[(k % rows) * columns + Math.floor(k / rows)]);
+}
+
+// A net z_0 = W_0 (factor x) + b_0, z_k = W_k swish(z_(k-1)) + b_k + S z_(k-2), E = z_last / divide. S is 0 but at the
+// end of a residual block: the identity (skip "same") or a matrix of its own (skip "matrix").
+function net({ layers, weights, biases, factor, divide }) {
+  const w = decode(weights);
+  const b = decode(biases);
+  let at = 0;
+  let unit = 0;
+  const take = (rows, columns) => w.slice(at, (at += rows * columns));
+  const space = (size) => new Float64Array(LANES * size);
+  const z = layers.map(({ rows, columns, skip }, k) => {
+    const matrix = take(rows, columns);
+    const before = skip ? layers[k - 2].rows : 0;
+    const across = skip === "matrix" ? take(rows, before) : null;
+    return {
+      rows, columns, skip, before, matrix, across,
+      bias: b.slice(unit, (unit += rows)),
+      back: transposed(matrix, rows, columns),
+      backAcross: across && transposed(across, rows, before),
+      out: space(rows), act: space(rows), slope: space(rows), grad: space(rows), inner: space(columns),
+      side: space(Math.max(rows, before)),
+    };
+  });
+  const last = z.length - 1;
+  const point = space(2);
+
+  function forward() {
+    for (let k = 0; k <= last; k++) {
+      const l = z[k];
+      dense(l.matrix, l.bias, l.rows, l.columns, k ? z[k - 1].act : point, l.out);
+      if (l.skip) {
+        const from = z[k - 2].out;
+        if (l.across) dense(l.across, null, l.rows, l.before, from, l.side);
+        const side = l.across ? l.side : from;
+        for (let j = 0; j < l.out.length; j++) l.out[j] += side[j];
+      }
+      if (k === last) return;
+      for (let j = 0; j < l.out.length; j++) {
+        const s = 1 / (1 + Math.exp(-l.out[j]));
+        l.act[j] = l.out[j] * s;
+        l.slope[j] = s * (1 + l.out[j] * (1 - s));
+      }
+    }
+  }
+
+  function backward() {
+    for (const l of z) l.grad.fill(0);
+    z[last].grad.fill(1);
+    for (let k = last; k >= 0; k--) {
+      const l = z[k];
+      dense(l.back, null, l.columns, l.rows, l.grad, l.inner);
+      if (k === 0) return;
+      const { grad, slope } = z[k - 1];
+      for (let j = 0; j < grad.length; j++) grad[j] += slope[j] * l.inner[j];
+      if (!l.skip) continue;
+      if (l.across) dense(l.backAcross, null, l.before, l.rows, l.grad, l.side);
+      const side = l.across ? l.side : l.grad;
+      const far = z[k - 2].grad;
+      for (let j = 0; j < far.length; j++) far[j] += side[j];
+    }
+  }
+
+  return (x, n, value, grad) => {
+    for (let i = 0; i < n; i += LANES) {
+      for (let p = 0; p < LANES; p++) {
+        point[p] = i + p < n ? factor * x[2 * (i + p)] : 0;
+        point[LANES + p] = i + p < n ? factor * x[2 * (i + p) + 1] : 0;
+      }
+      forward();
+      backward();
+      for (let p = 0; p < LANES && i + p < n; p++) {
+        value[i + p] = z[last].out[p] / divide;
+        grad[2 * (i + p)] = (factor / divide) * z[0].inner[p];
+        grad[2 * (i + p) + 1] = (factor / divide) * z[0].inner[LANES + p];
+      }
+    }
+  };
+}
+
 function createEnergy(spec) {
-  const kinds = { lattice, mixture, checkerboard };
-  if (!kinds[spec.kind]) throw new Error(`unknown energy kind "${spec.kind}"; known: ${Object.keys(kinds).join(", ")}`);
-  return kinds[spec.kind](spec);
+  const points = { lattice, mixture, checkerboard, funnel, table };
+  if (points[spec.kind]) return pointwise(points[spec.kind](spec));
+  if (spec.kind === "net") return net(spec);
+  throw new Error(`unknown energy kind "${spec.kind}"; known: ${Object.keys(points).join(", ")}, net`);
 }
 
 // ---- the chains ----
 
 const ESCAPE = 1e3; // a particle beyond this has diverged: every density here lives within |x| < 10
 
+// Mirror at the walls of [-wall, wall].
+function reflect(v, wall) {
+  const period = 4 * wall;
+  return wall - Math.abs(((((v + wall) % period) + period) % period) - 2 * wall);
+}
+
 class Chains {
-  constructor(energy, { n, seed, start, box }) {
+  constructor(energy, { n, seed, start, box, walls = 0 }) {
     this.energy = energy;
     this.n = n;
+    this.walls = walls;
     this.rng = new Rng(seed);
     this.x = new Float64Array(2 * n);
     if (start === "uniform") this.x = this.x.map(() => (2 * this.rng.uniform() - 1) * box);
     this.count = 0;
     this.diverged = false;
-    this.g = new Float64Array(2);
+    this.value = new Float64Array(n);
+    this.grad = new Float64Array(2 * n);
   }
 
   // One update of every particle. Returns false, and stays there, once a particle has diverged.
   step(a, b) {
     if (this.diverged) return false;
-    const { x, g } = this;
-    for (let i = 0; i < x.length; i += 2) {
-      this.energy(x[i], x[i + 1], g);
-      x[i] += -a * g[0] + b * this.rng.normal();
-      x[i + 1] += -a * g[1] + b * this.rng.normal();
+    const { x, grad, walls } = this;
+    this.energy(x, this.n, this.value, grad);
+    for (let i = 0; i < x.length; i++) {
+      x[i] += -a * grad[i] + b * this.rng.normal();
+      if (walls && Math.abs(x[i]) > walls) x[i] = reflect(x[i], walls);
       // Written so that a NaN counts as diverged.
-      if (!(Math.abs(x[i]) <= ESCAPE && Math.abs(x[i + 1]) <= ESCAPE)) this.diverged = true;
+      if (!(Math.abs(x[i]) <= ESCAPE)) this.diverged = true;
     }
     this.count += 1;
     return !this.diverged;
   }
 
   meanEnergy() {
-    let sum = 0;
-    for (let i = 0; i < this.x.length; i += 2) sum += this.energy(this.x[i], this.x[i + 1], this.g);
-    return sum / this.n;
+    this.energy(this.x, this.n, this.value, this.grad);
+    return this.value.reduce((sum, e) => sum + e, 0) / this.n;
   }
 }
 
 // Energies on a size x size grid of cell centers over [-box, box]^2, first row at the top.
 function energyGrid(energy, box, size) {
-  const g = new Float64Array(2);
   const h = (2 * box) / size;
-  return Float64Array.from({ length: size * size }, (_, k) =>
-    energy(-box + ((k % size) + 0.5) * h, box - (Math.floor(k / size) + 0.5) * h, g),
-  );
+  const x = new Float64Array(2 * size * size);
+  for (let k = 0; k < size * size; k++) {
+    x[2 * k] = -box + ((k % size) + 0.5) * h;
+    x[2 * k + 1] = box - (Math.floor(k / size) + 0.5) * h;
+  }
+  const value = new Float64Array(size * size);
+  energy(x, size * size, value, new Float64Array(2 * size * size));
+  return value;
 }
 
 // Mean energy under exp(-E / temperature), by a sum over the grid.
@@ -256,9 +468,15 @@ function divergedText(a, limit, count) {
 // ---- the face ----
 
 const short = (v) => (v !== 0 && (Math.abs(v) < 0.01 || Math.abs(v) >= 1e4) ? v.toExponential(1) : v.toPrecision(3));
-const GRID = 192; // heat map cells a side
+const GRID = 192; // heat map cells a side, at most
 const DEPTH = 10; // energies above the lowest by more than this get one color
 const REPORT_MS = 250; // status and kernel hear of the state at most this often
+
+// A large net paints a coarser heat map, so that the page does not wait for it.
+function gridSize(spec) {
+  const cost = (spec.layers || []).reduce((sum, { rows, columns }) => sum + rows * columns, 1);
+  return Math.min(GRID, Math.max(48, 16 * Math.floor(Math.sqrt(1e8 / cost) / 16)));
+}
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -299,10 +517,12 @@ const logScale = (low, high, round = (v) => v) => ({
 });
 
 function render({ model, el }) {
-  const energy = createEnergy(model.get("spec"));
+  const spec = model.get("spec");
+  const energy = createEnergy(spec);
   const box = model.get("box");
+  const size = gridSize(spec);
   const limit = model.get("limit"); // 0 where no stability limit is known; the slider then spans a fixed range
-  const grid = energyGrid(energy, box, GRID);
+  const grid = energyGrid(energy, box, size);
   let chains, picture;
   let playing = false;
   let visible = false; // until the observer below says otherwise
@@ -318,7 +538,7 @@ function render({ model, el }) {
   const root = make("div", { class: "ebm-playground" });
   el.append(root);
 
-  const top = limit ? 10 * limit : 1;
+  const top = limit ? 10 * limit : (box * box) / 20;
   const noiseTop = Math.sqrt(2 * top);
   const step = slider(model, "step", "Step size a", { ...logScale(top * 1e-4, top), show: short, ticks: limit ? [limit] : [] });
   const noise = slider(model, "noise", "Noise b", {
@@ -379,26 +599,26 @@ function render({ model, el }) {
     const color = (name) => style.getPropertyValue(name).trim().match(/\d+/g).map(Number);
     const [low, high] = [color("--ebm-low"), color("--ebm-high")];
     const bottom = grid.reduce((p, q) => Math.min(p, q));
-    const image = new ImageData(GRID, GRID);
+    const image = new ImageData(size, size);
     grid.forEach((e, k) => {
       const u = Math.sqrt(Math.min((e - bottom) / DEPTH, 1));
       for (let c = 0; c < 3; c++) image.data[4 * k + c] = low[c] + u * (high[c] - low[c]);
       image.data[4 * k + 3] = 255;
     });
-    picture = make("canvas", { width: GRID, height: GRID });
+    picture = make("canvas", { width: size, height: size });
     picture.getContext("2d").putImageData(image, 0, 0);
   }
 
   function draw() {
-    const size = Math.max(1, Math.round((canvas.clientWidth || 360) * (window.devicePixelRatio || 1)));
-    if (canvas.width !== size) canvas.width = canvas.height = size;
+    const side = Math.max(1, Math.round((canvas.clientWidth || 360) * (window.devicePixelRatio || 1)));
+    if (canvas.width !== side) canvas.width = canvas.height = side;
     const context = canvas.getContext("2d");
-    context.drawImage(picture, 0, 0, size, size);
+    context.drawImage(picture, 0, 0, side, side);
     context.fillStyle = getComputedStyle(root).getPropertyValue("--ebm-dot");
-    const r = Math.max(1.2, size / 240);
+    const r = Math.max(1.2, side / 240);
     for (let i = 0; i < chains.x.length; i += 2) {
-      const px = (0.5 + chains.x[i] / (2 * box)) * size;
-      const py = (0.5 - chains.x[i + 1] / (2 * box)) * size;
+      const px = (0.5 + chains.x[i] / (2 * box)) * side;
+      const py = (0.5 - chains.x[i + 1] / (2 * box)) * side;
       context.fillRect(px - r, py - r, 2 * r, 2 * r);
     }
   }
@@ -427,7 +647,7 @@ function render({ model, el }) {
   }
 
   function reset() {
-    chains = new Chains(energy, { n: get("n_particles"), seed: get("seed"), start: get("start"), box });
+    chains = new Chains(energy, { n: get("n_particles"), seed: get("seed"), start: get("start"), box, walls: spec.walls });
     draw();
     say(!playing);
     wake();

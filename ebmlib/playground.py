@@ -17,10 +17,10 @@ import re
 from pathlib import Path
 
 import anywidget
-import torch
 import traitlets
 
 from ebmlib import densities
+from ebmlib.exports import energy_spec, smoothing
 
 HERE = Path(__file__).parent
 STATIC_CLASS = "ebm-playground-static"
@@ -62,10 +62,12 @@ else hydrate();
 
 
 class Playground(anywidget.AnyWidget):
-    """Particles under the one update on a 2D density's energy, with controls.
+    """Particles under the one update on a 2D energy, with controls.
 
-    density: an object of `ebmlib.densities` or a name that `densities.by_name` (or "gaussian") knows.
-    noise=None locks b = sqrt(2 step), temperature 1. step=None is a fifth of the stability limit.
+    energy: an object of `ebmlib.densities`, a name that `densities.by_name` (or "gaussian") knows, or what `net_spec`
+    or `table_spec` of `ebmlib.exports` returns.
+    noise=None locks b = sqrt(2 step), temperature 1. step=None is a fifth of the stability limit, and where none is
+    known a step whose noise is a 40th of the picture's half side.
     All controls are traits, synced with the kernel where there is one. ValueError names a bad argument.
     """
 
@@ -87,20 +89,16 @@ class Playground(anywidget.AnyWidget):
     mean_energy = traitlets.Float(None, allow_none=True).tag(sync=True)  # None once diverged
 
     def __init__(
-        self, density="25-gaussians", *, step=None, noise=None, steps=500, particles=400, seed=0, start="uniform"
+        self, energy="25-gaussians", *, step=None, noise=None, steps=500, particles=400, seed=0, start="uniform"
     ):
-        if isinstance(density, str):
-            density = densities.gaussian() if density == "gaussian" else densities.by_name(density)
-        std = smoothing(density)
-        step = 0.4 * std**2 if step is None else step
+        name, spec, box, limit = _place(energy)
+        step = (limit / 5 if limit else (box / 40) ** 2 / 2) if step is None else step
         super().__init__(
             step=step, noise=math.sqrt(2 * max(step, 0.0)) if noise is None else noise, locked=noise is None,
             n_steps=steps, n_particles=particles, seed=seed, start=start,
         )  # fmt: skip
-        self.set_trait("density", density.name)
-        self.set_trait("spec", energy_spec(density))
-        self.set_trait("box", 1.05 * density.box)
-        self.set_trait("limit", 2 * std**2)
+        for trait, value in {"density": name, "spec": spec, "box": box, "limit": limit}.items():
+            self.set_trait(trait, value)
 
     @traitlets.validate("step", "noise", "n_steps", "n_particles", "seed")
     def _in_range(self, proposal):
@@ -129,6 +127,19 @@ class Playground(anywidget.AnyWidget):
         )
 
 
+def _place(energy: str | dict | densities.Density) -> tuple[str, dict, float, float]:
+    """(name, spec, half side of the picture, stability limit or 0 where none is known) of a playground's energy."""
+    if isinstance(energy, dict) and {"kind", "name", "box"} <= energy.keys():
+        return energy["name"], energy, energy["box"], 0.0
+    if isinstance(energy, str):
+        energy = densities.gaussian() if energy == "gaussian" else densities.by_name(energy)
+    if not isinstance(energy, densities.Density):
+        raise ValueError(
+            f"the energy must be a density, its name, or a spec made by ebmlib.exports, not {type(energy).__name__}"
+        )
+    return energy.name, energy_spec(energy), 1.05 * energy.box, 2 * smoothing(energy) ** 2
+
+
 def static_script() -> str:
     """playground.js and its style as one classic script that revives every static twin on the page."""
     source = (HERE / "playground.js").read_text(encoding="utf-8")
@@ -138,40 +149,3 @@ def static_script() -> str:
     style = (HERE / "playground.css").read_text(encoding="utf-8")
     constants = f"const STATIC_CLASS = {json.dumps(STATIC_CLASS)};\nconst CSS = {json.dumps(style)};\n"
     return f'(() => {{\n"use strict";\n{constants}{body}{HYDRATE}}})();\n'
-
-
-def smoothing(density: densities.Density) -> float:
-    """The width s of the Gaussian that blurs the density.
-
-    The energy's Hessian is I/s^2 - Cov/s^4 with Cov the spread of the unblurred points behind x (Tweedie), so its
-    curvature is at most L = 1/s^2, reached far out. Chains with a > 2/L diverge.
-    """
-    match density:
-        case densities.GaussianGrid():
-            return density.std
-        case densities.Curve():
-            return density.noise * density.scale
-        case densities.Rings():
-            return density.noise
-        case densities.Checkerboard(edge=edge) if edge > 0:
-            return edge * density.side
-        case densities.Funnel():
-            raise ValueError("the playground does not draw the funnel: no step is stable in all of it")
-    raise ValueError(f"the playground has no energy with a gradient for {density!r}")
-
-
-def energy_spec(density: densities.Density) -> dict:
-    """What playground.js needs to compute the density's energy and gradient, as plain JSON values."""
-    std = smoothing(density)
-    match density:
-        case densities.GaussianGrid(side=side, spacing=spacing, mean=mean):
-            axes = [[m + spacing * (k - (side - 1) / 2) for k in range(side)] for m in mean]
-            return {"kind": "lattice", "axes": axes, "std": std}
-        case densities.Curve() | densities.Rings():
-            center, log_weight = density.nodes(torch.float64, torch.device("cpu"))
-            # 9 decimals keep the energy to 1e-6 and the page small.
-            means = center.T.numpy().round(9).tolist()
-            return {"kind": "mixture", "means": means, "std": std, "log_weights": log_weight.numpy().round(9).tolist()}
-        case densities.Checkerboard(half=half, cells=cells):
-            dark = [[i, j] for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
-            return {"kind": "checkerboard", "half": half, "cells": cells, "std": std, "dark": dark}

@@ -7,11 +7,13 @@ const { Chains, Rng, createEnergy, divergedText, erfcx } = await import(
   "data:text/javascript;base64," + Buffer.from(source).toString("base64")
 );
 const task = JSON.parse(readFileSync(0, "utf8"));
-const g = new Float64Array(2);
 
 const energies = task.energies.map(({ spec, points }) => {
-  const energy = createEnergy(spec);
-  return points.map(([x, y]) => [energy(x, y, g), g[0], g[1]]);
+  const n = points.length;
+  const value = new Float64Array(n);
+  const g = new Float64Array(2 * n);
+  createEnergy(spec)(Float64Array.from(points.flat()), n, value, g);
+  return points.map((_, i) => [value[i], g[2 * i], g[2 * i + 1]]);
 });
 
 const chains = task.chains.map(({ spec, a, b, n, seed, steps, limit }) => {

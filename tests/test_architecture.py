@@ -42,7 +42,8 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "settings": ({"presets"}, set()),
     "results": (set(), set()),
     "plots": ({"densities"}, {"matplotlib"}),
-    "playground": ({"densities"}, {"anywidget", "traitlets"}),
+    "exports": ({"core", "densities", "nets.energies"}, set()),
+    "playground": ({"densities", "exports"}, {"anywidget", "traitlets"}),
 }
 # Packages that only these modules use, wherever in them: a function of theirs imports what not every reader has.
 INSIDE = {

@@ -1,0 +1,165 @@
+"""Energies as plain JSON values: what `playground.js` needs to compute them and their gradients on a page.
+
+Closed forms are exported as their parameters, small nets as their weights, and any other 2D energy as a table of spline
+coefficients. Arrays are little-endian float32 in base64.
+"""
+
+import base64
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmlib import densities
+from ebmlib.core import Energy, evaluating
+from ebmlib.nets.energies import MLP
+
+WEIGHTS = 50_000  # of a net on a page; beyond, one update of a few hundred particles takes longer than a frame
+
+
+def encoded(values: Tensor) -> str:
+    """Numbers as little-endian float32 in base64."""
+    return base64.b64encode(values.detach().cpu().numpy().astype("<f4").tobytes()).decode("ascii")
+
+
+def decoded(text: str) -> Tensor:
+    """The numbers of `encoded`, flat, in float64."""
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64))
+
+
+def smoothing(density: densities.Density) -> float:
+    """The width s of the Gaussian that blurs the density; 0 for the sharp funnel, which has a gradient all the same.
+
+    The energy's Hessian is I/s^2 - Cov/s^4 with Cov the spread of the unblurred points behind x (Tweedie), so its
+    curvature is at most L = 1/s^2, reached far out. Chains with a > 2/L diverge.
+    """
+    match density:
+        case densities.GaussianGrid():
+            return density.std
+        case densities.Curve():
+            return density.noise * density.scale
+        case densities.Rings():
+            return density.noise
+        case densities.Checkerboard(edge=edge) if edge > 0:
+            return edge * density.side
+        case densities.Funnel():
+            return density.blur
+    raise ValueError(f"the playground has no energy with a gradient for {density!r}")
+
+
+def energy_spec(density: densities.Density) -> dict:
+    """The density's energy in closed form."""
+    std = smoothing(density)
+    match density:
+        case densities.GaussianGrid(side=side, spacing=spacing, mean=mean):
+            axes = [[m + spacing * (k - (side - 1) / 2) for k in range(side)] for m in mean]
+            return {"kind": "lattice", "axes": axes, "std": std}
+        case densities.Curve() | densities.Rings():
+            center, log_weight = density.nodes(torch.float64, torch.device("cpu"))
+            # 9 decimals keep the energy to 1e-6 and the page small.
+            means = center.T.numpy().round(9).tolist()
+            return {"kind": "mixture", "means": means, "std": std, "log_weights": log_weight.numpy().round(9).tolist()}
+        case densities.Checkerboard(half=half, cells=cells):
+            dark = [[i, j] for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
+            return {"kind": "checkerboard", "half": half, "cells": cells, "std": std, "dark": dark}
+        case densities.Funnel(spread=spread, width=width, blur=blur):
+            node, weight = densities.hermite(64 if blur else 1)
+            shape = {"spread": spread, "width": width, "blur": blur}
+            return {"kind": "funnel", **shape, "nodes": node.tolist(), "log_weights": np.log(weight).tolist()}
+
+
+def net_spec(
+    net: MLP, box: float, *, factor: float = 1.0, temperature: float = 1.0, walls: float = 0.0, name: str = "a net"
+) -> dict:
+    """The energy net(factor x) / temperature of points x in data units, drawn on [-box, box]^2.
+
+    `walls` > 0 mirrors the chains at |x_i| = walls, in data units too. ValueError for any net but a 2D `MLP` of at most
+    50,000 weights: larger ones are too slow on a page, and `table_spec` takes them.
+    """
+    if not isinstance(net, MLP):
+        raise ValueError(
+            f"net must be an ebmlib.nets.energies.MLP, not {type(net).__name__}; table_spec takes any energy"
+        )
+    with evaluating(net):  # spectral normalization moves its weight at every look in training mode
+        layers = [(layer.weight.detach(), layer.bias.detach()) for layer in net.layers]
+    weights, biases = zip(*layers, strict=True)
+    shapes = [{"rows": len(w), "columns": w.shape[1], "skip": None} for w in weights]
+    spec = _net(shapes, weights, biases, factor=factor * net.gain, divide=temperature)
+    return {**spec, **_place(box, walls, name), "unit": 1 / factor}
+
+
+def _net(shapes: list[dict], weights, biases, *, factor: float, divide: float) -> dict:
+    """A net as flat arrays; its options are checked."""
+    _positive(factor=factor, temperature=divide)
+    if shapes[0]["columns"] != 2:
+        raise ValueError(f"the playground draws energies of 2 coordinates, and this net takes {shapes[0]['columns']}")
+    flat = torch.cat([w.flatten() for w in weights])
+    if len(flat) > WEIGHTS:
+        raise ValueError(f"the net has {len(flat)} weights, more than the {WEIGHTS} that a page computes smoothly: "
+                         "export it with table_spec")  # fmt: skip
+    arrays = {"weights": encoded(flat), "biases": encoded(torch.cat(list(biases)))}
+    return {"kind": "net", "layers": shapes, **arrays, "factor": factor, "divide": divide}
+
+
+def table_spec(energy: Energy, box: float, *, n: int = 257, name: str = "a table") -> dict:
+    """Any energy (B, 2) -> (B,) as a cubic spline through its values on n x n nodes of [-box, box]^2, edges included.
+
+    A page computes a bicubic polynomial instead of the energy: its error falls with the fourth, the gradient's with the
+    third power of the spacing. The walls of the box mirror the chains, since nothing is known beyond.
+    ValueError for fewer than 5 nodes a side or an energy that is not finite on all of them.
+    """
+    if not isinstance(n, int) or n < 5:
+        raise ValueError(f"n must be an integer of at least 5 nodes a side, not {n!r}")
+    place = _place(box, box, name)
+    axis = torch.linspace(-box, box, n)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")  # rows along y
+    with torch.no_grad():
+        parts = torch.stack([x, y], 2).reshape(-1, 2).split(20_000)
+        values = torch.cat([energy(part) for part in parts]).double().reshape(n, n)
+    if not values.isfinite().all():
+        raise ValueError(f"the energy is not finite on all of [-{box:g}, {box:g}]^2, so it has no table there")
+    # A coefficient a node and one more at each end, where the third derivative has no jump at the first inner node.
+    rows = torch.arange(n)
+    matrix = torch.zeros(n + 2, n + 2, dtype=torch.float64)
+    for k, weight in enumerate((1 / 6, 2 / 3, 1 / 6)):
+        matrix[rows + 1, rows + k] = weight
+    matrix[0, :5] = matrix[-1, -5:] = torch.tensor([1.0, -4.0, 6.0, -4.0, 1.0], dtype=torch.float64)
+    edge = torch.zeros(1, n, dtype=torch.float64)
+    half = torch.linalg.solve(matrix, torch.cat([edge, values, edge]))  # (n + 2, n)
+    zeros = edge.new_zeros(1, n + 2)
+    coefficients = torch.linalg.solve(matrix, torch.cat([zeros, half.T, zeros])).T
+    return {"kind": "table", "n": n, "coefficients": encoded(coefficients), **place, "unit": 1.0}
+
+
+def table_energy(spec: dict) -> Energy:
+    """The torch twin of a table: the spline of `table_spec`, (B, 2) -> (B,) in float64, differentiable in x."""
+    n, box = spec["n"], spec["box"]
+    c = decoded(spec["coefficients"]).reshape(n + 2, n + 2)
+
+    def energy(x: Tensor) -> Tensor:
+        place = ((x.double() + box) * ((n - 1) / (2 * box))).clamp(0, n - 1)
+        first = place.detach().floor().long().clamp(max=n - 2)  # (B, 2)
+        t = (place - first)[..., None]
+        s = 1 - t
+        weight = torch.cat([s**3 / 6, 2 / 3 - t**2 * (1 + s) / 2, 2 / 3 - s**2 * (1 + t) / 2, t**3 / 6], 2)  # (B, 2, 4)
+        four = torch.arange(4)
+        rows, columns = first[:, 1, None] + four, first[:, 0, None] + four
+        patch = c[rows[:, :, None], columns[:, None, :]]  # (B, 4, 4)
+        return torch.einsum("brc,br,bc->b", patch, weight[:, 1], weight[:, 0])
+
+    return energy
+
+
+def _place(box: float, walls: float, name: str) -> dict:
+    """Where a spec is drawn and mirrored, and how it is called."""
+    _positive(box=box)
+    if walls:
+        _positive(walls=walls)
+    return {"box": float(box), "walls": float(walls), "name": name}
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive finite number, not {value!r}")
