@@ -397,32 +397,73 @@ function reflect(v, wall) {
 }
 
 class Chains {
-  constructor(energy, { n, seed, start, box, walls = 0 }) {
+  // unit: the standard deviation of the Gaussian start; data: points x[0], y[0], x[1], .. of the data start.
+  constructor(energy, { n, seed, start, box, walls = 0, unit = 1, data = null }) {
     this.energy = energy;
     this.n = n;
     this.walls = walls;
     this.rng = new Rng(seed);
-    this.x = new Float64Array(2 * n);
-    if (start === "uniform") this.x = this.x.map(() => (2 * this.rng.uniform() - 1) * box);
+    const from = {
+      uniform: () => (2 * this.rng.uniform() - 1) * box,
+      center: () => 0,
+      gaussian: () => unit * this.rng.normal(),
+      data: (k) => data[k % data.length],
+    }[start];
+    this.x = new Float64Array(2 * n).map((_, k) => from(k));
     this.count = 0;
     this.diverged = false;
+    this.accepted = 0; // Metropolis proposals taken, of `proposed`
+    this.proposed = 0;
     this.value = new Float64Array(n);
     this.grad = new Float64Array(2 * n);
+    this.next = new Float64Array(2 * n);
+    this.nextValue = new Float64Array(n);
+    this.nextGrad = new Float64Array(2 * n);
   }
 
-  // One update of every particle. Returns false, and stays there, once a particle has diverged.
-  step(a, b) {
+  // One update of every particle, with a Metropolis correction if `mala`. Returns false, and stays there, once a
+  // particle has diverged.
+  step(a, b, mala = false) {
     if (this.diverged) return false;
-    const { x, grad, walls } = this;
+    const { x, next, grad, walls } = this;
     this.energy(x, this.n, this.value, grad);
     for (let i = 0; i < x.length; i++) {
-      x[i] += -a * grad[i] + b * this.rng.normal();
-      if (walls && Math.abs(x[i]) > walls) x[i] = reflect(x[i], walls);
-      // Written so that a NaN counts as diverged.
-      if (!(Math.abs(x[i]) <= ESCAPE)) this.diverged = true;
+      next[i] = x[i] - a * grad[i] + b * this.rng.normal();
+      if (walls && !mala && Math.abs(next[i]) > walls) next[i] = reflect(next[i], walls);
     }
+    if (mala && b > 0) this.correct(a, b);
+    x.set(next);
+    // Written so that a NaN counts as diverged.
+    for (let i = 0; i < x.length; i++) if (!(Math.abs(x[i]) <= ESCAPE)) this.diverged = true;
     this.count += 1;
     return !this.diverged;
+  }
+
+  // Puts back the particles whose proposal is rejected: exact for exp(-E / temperature) at temperature b^2 / (2a).
+  correct(a, b) {
+    const { x, next, value, grad, nextValue, nextGrad, walls } = this;
+    const temperature = (b * b) / (2 * a);
+    this.energy(next, this.n, nextValue, nextGrad);
+    for (let k = 0; k < this.n; k++) {
+      let log = (value[k] - nextValue[k]) / temperature;
+      for (let i = 2 * k; i < 2 * k + 2; i++) {
+        const there = next[i] - x[i] + a * grad[i];
+        const back = x[i] - next[i] + a * nextGrad[i];
+        log += (0.5 * (there - back) * (there + back)) / (b * b);
+        if (walls && Math.abs(next[i]) > walls) log = -Infinity; // the density is 0 behind a wall
+      }
+      this.proposed += 1;
+      // A NaN is a rejection.
+      if (Math.log(this.rng.uniform()) < log) this.accepted += 1;
+      else next.set(x.subarray(2 * k, 2 * k + 2), 2 * k);
+    }
+  }
+
+  // Share of the proposals since the last call that were accepted; null where there were none.
+  acceptance() {
+    const rate = this.proposed ? this.accepted / this.proposed : null;
+    this.accepted = this.proposed = 0;
+    return rate;
   }
 
   meanEnergy() {
@@ -511,6 +552,20 @@ function slider(model, trait, text, { to, from, show, ticks = [] }) {
   return { row, input, refresh };
 }
 
+// A labeled checkbox on a trait.
+function checkbox(model, trait, text) {
+  const id = newId(trait);
+  const input = make("input", { type: "checkbox", id });
+  input.addEventListener("change", () => {
+    model.set(trait, input.checked);
+    model.save_changes();
+  });
+  const refresh = () => {
+    input.checked = model.get(trait);
+  };
+  return { row: make("div", { class: "ebm-row ebm-check" }, input, make("label", { for: id }, text)), refresh };
+}
+
 const logScale = (low, high, round = (v) => v) => ({
   to: (u) => round(low * (high / low) ** u),
   from: (v) => Math.log(Math.max(v, low) / low) / Math.log(high / low),
@@ -521,6 +576,7 @@ function render({ model, el }) {
   const energy = createEnergy(spec);
   const box = model.get("box");
   const size = gridSize(spec);
+  const data = model.get("data") ? decode(model.get("data")) : null;
   const limit = model.get("limit"); // 0 where no stability limit is known; the slider then spans a fixed range
   const grid = energyGrid(energy, box, size);
   let chains, picture;
@@ -552,9 +608,8 @@ function render({ model, el }) {
   step.input.setAttribute("aria-describedby", limitNote.id);
   step.row.append(limitNote);
 
-  const lockId = newId("lock");
-  const lock = make("input", { type: "checkbox", id: lockId });
-  const lockRow = make("div", { class: "ebm-row ebm-check" }, lock, make("label", { for: lockId }, "Temperature 1: b = √(2a)"));
+  const lock = checkbox(model, "locked", "Temperature 1: b = √(2a)");
+  const mala = checkbox(model, "mala", "Metropolis correction (MALA)");
   const seedId = newId("seed");
   const seed = make("input", { type: "number", id: seedId, min: 0, max: 4294967295, step: 1 });
   const startId = newId("start");
@@ -563,6 +618,8 @@ function render({ model, el }) {
     { id: startId },
     make("option", { value: "uniform" }, "uniform in the picture"),
     make("option", { value: "center" }, "all at the center"),
+    make("option", { value: "gaussian" }, "standard normal"),
+    ...(data ? [make("option", { value: "data" }, "at data points")] : []),
   );
   const last = make(
     "div",
@@ -574,7 +631,7 @@ function render({ model, el }) {
   );
   root.append(
     make("div", { class: "ebm-stage" }, canvas, make("div", { class: "ebm-buttons" }, play, once, again), status),
-    make("div", { class: "ebm-controls" }, step.row, noise.row, lockRow, steps.row, particles.row, last),
+    make("div", { class: "ebm-controls" }, step.row, noise.row, lock.row, mala.row, steps.row, particles.row, last),
   );
 
   function say(polite) {
@@ -585,7 +642,10 @@ function render({ model, el }) {
     } else {
       const temperature = chains.count ? (get("noise") * get("noise")) / (2 * get("step")) : 1;
       const exact = temperature >= 0.2 && temperature <= 2 ? ` (exact at temperature ${short(temperature)}: ${exactMeanEnergy(grid, temperature).toFixed(2)})` : "";
-      status.textContent = `Step ${chains.count} of ${get("n_steps")}. Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.`;
+      const rate = chains.acceptance();
+      const accepted = rate === null ? "" : ` Accepted ${(100 * rate).toFixed(0)} % of the proposals.`;
+      status.textContent = `Step ${chains.count} of ${get("n_steps")}. Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.${accepted}`;
+      model.set("acceptance", rate);
     }
     root.classList.toggle("ebm-diverged", chains.diverged);
     play.textContent = playing ? "Pause" : "Play";
@@ -625,7 +685,7 @@ function render({ model, el }) {
 
   function advance() {
     chains.a = get("step");
-    chains.step(chains.a, get("noise"));
+    chains.step(chains.a, get("noise"), get("mala"));
     if (chains.diverged || chains.count >= get("n_steps")) playing = false;
   }
 
@@ -647,15 +707,15 @@ function render({ model, el }) {
   }
 
   function reset() {
-    chains = new Chains(energy, { n: get("n_particles"), seed: get("seed"), start: get("start"), box, walls: spec.walls });
+    const { walls, unit } = spec;
+    chains = new Chains(energy, { n: get("n_particles"), seed: get("seed"), start: get("start"), box, walls, unit, data });
     draw();
     say(!playing);
     wake();
   }
 
   function refresh() {
-    for (const control of [step, noise, steps, particles]) control.refresh();
-    lock.checked = get("locked");
+    for (const control of [step, noise, steps, particles, lock, mala]) control.refresh();
     noise.input.disabled = get("locked");
     if (document.activeElement !== seed) seed.value = get("seed");
     start.value = get("start");
@@ -686,10 +746,6 @@ function render({ model, el }) {
     say(true);
   });
   again.addEventListener("click", reset);
-  lock.addEventListener("change", () => {
-    model.set("locked", lock.checked);
-    model.save_changes();
-  });
   seed.addEventListener("input", () => {
     if (!/^\d+$/.test(seed.value)) return;
     model.set("seed", Math.min(Number(seed.value), 4294967295));
@@ -702,7 +758,7 @@ function render({ model, el }) {
 
   const handlers = [
     ["change:step change:locked", hold],
-    ["change:noise change:n_steps change:n_particles change:seed change:start", refresh],
+    ["change:noise change:mala change:n_steps change:n_particles change:seed change:start", refresh],
     ["change:n_particles change:seed change:start", reset],
   ].flatMap(([events, handler]) => events.split(" ").map((event) => [event, handler]));
   for (const [event, handler] of handlers) model.on(event, handler);

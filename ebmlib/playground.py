@@ -17,15 +17,18 @@ import re
 from pathlib import Path
 
 import anywidget
+import torch
 import traitlets
 
 from ebmlib import densities
-from ebmlib.exports import energy_spec, smoothing
+from ebmlib.exports import encoded, energy_spec, smoothing
 
 HERE = Path(__file__).parent
 STATIC_CLASS = "ebm-playground-static"
-SETTINGS = ("step", "noise", "locked", "n_steps", "n_particles", "seed", "start")
-STATIC_TRAITS = ("density", "spec", "box", "limit", *SETTINGS)
+STARTS = ("uniform", "center", "gaussian", "data")
+DATA = 500  # data points that a page carries at most, 5 kB
+SETTINGS = ("step", "noise", "locked", "mala", "n_steps", "n_particles", "seed", "start")
+STATIC_TRAITS = ("density", "spec", "box", "limit", "data", *SETTINGS)
 
 # The page without a kernel: a model that keeps its traits in an object and tells its listeners.
 HYDRATE = """
@@ -67,7 +70,9 @@ class Playground(anywidget.AnyWidget):
     energy: an object of `ebmlib.densities`, a name that `densities.by_name` (or "gaussian") knows, or what `net_spec`
     or `table_spec` of `ebmlib.exports` returns.
     noise=None locks b = sqrt(2 step), temperature 1. step=None is a fifth of the stability limit, and where none is
-    known a step whose noise is a 40th of the picture's half side.
+    known a step whose noise is a 40th of the picture's half side. mala adds the Metropolis correction.
+    start: "uniform" in the picture, "center", "gaussian" (standard normal in the net's units) or "data", from the first
+    500 points (N, 2) of `data`; a density brings its own.
     All controls are traits, synced with the kernel where there is one. ValueError names a bad argument.
     """
 
@@ -84,20 +89,28 @@ class Playground(anywidget.AnyWidget):
     n_steps = traitlets.Int().tag(sync=True)
     n_particles = traitlets.Int().tag(sync=True)
     seed = traitlets.Int().tag(sync=True)
-    start = traitlets.Enum(("uniform", "center"), "uniform").tag(sync=True)
+    start = traitlets.Enum(STARTS, "uniform").tag(sync=True)
+    mala = traitlets.Bool().tag(sync=True)
+    data = traitlets.Unicode(read_only=True).tag(sync=True)
     count = traitlets.Int(0).tag(sync=True)  # steps done, told by the page
     mean_energy = traitlets.Float(None, allow_none=True).tag(sync=True)  # None once diverged
+    acceptance = traitlets.Float(None, allow_none=True).tag(sync=True)  # of MALA's last proposals
 
     def __init__(
-        self, energy="25-gaussians", *, step=None, noise=None, steps=500, particles=400, seed=0, start="uniform"
-    ):
-        name, spec, box, limit = _place(energy)
+        self, energy="25-gaussians", *, step=None, noise=None, mala=False, steps=500, particles=400, seed=0,
+        start="uniform", data=None,
+    ):  # fmt: skip
+        name, spec, box, limit, own_data = _place(energy)
+        data = own_data if data is None else _points(data)
+        if start not in STARTS or (start == "data" and data is None):
+            raise ValueError(f"start must be one of {', '.join(STARTS)}, and data needs data=; not {start!r}")
         step = (limit / 5 if limit else (box / 40) ** 2 / 2) if step is None else step
         super().__init__(
             step=step, noise=math.sqrt(2 * max(step, 0.0)) if noise is None else noise, locked=noise is None,
-            n_steps=steps, n_particles=particles, seed=seed, start=start,
+            mala=mala, n_steps=steps, n_particles=particles, seed=seed, start=start,
         )  # fmt: skip
-        for trait, value in {"density": name, "spec": spec, "box": box, "limit": limit}.items():
+        shown = {"density": name, "spec": spec, "box": box, "limit": limit}
+        for trait, value in {**shown, "data": "" if data is None else encoded(data)}.items():
             self.set_trait(trait, value)
 
     @traitlets.validate("step", "noise", "n_steps", "n_particles", "seed")
@@ -127,17 +140,27 @@ class Playground(anywidget.AnyWidget):
         )
 
 
-def _place(energy: str | dict | densities.Density) -> tuple[str, dict, float, float]:
-    """(name, spec, half side of the picture, stability limit or 0 where none is known) of a playground's energy."""
+def _place(energy: str | dict | densities.Density) -> tuple[str, dict, float, float, torch.Tensor | None]:
+    """(name, spec, half side of the picture, stability limit or 0 where none is known, data) of an energy."""
     if isinstance(energy, dict) and {"kind", "name", "box"} <= energy.keys():
-        return energy["name"], energy, energy["box"], 0.0
+        return energy["name"], energy, energy["box"], 0.0, None
     if isinstance(energy, str):
         energy = densities.gaussian() if energy == "gaussian" else densities.by_name(energy)
     if not isinstance(energy, densities.Density):
         raise ValueError(
             f"the energy must be a density, its name, or a spec made by ebmlib.exports, not {type(energy).__name__}"
         )
-    return energy.name, energy_spec(energy), 1.05 * energy.box, 2 * smoothing(energy) ** 2
+    spec, data = energy_spec(energy), energy.sample(DATA, torch.Generator().manual_seed(0))
+    return energy.name, spec, 1.05 * energy.box, 2 * smoothing(energy) ** 2, data
+
+
+def _points(data: torch.Tensor) -> torch.Tensor:
+    """The data points that a page carries."""
+    if not isinstance(data, torch.Tensor) or data.ndim != 2 or data.shape[1] != 2 or not len(data):
+        raise ValueError("data must be a tensor of points of shape (N, 2)")
+    if not data.isfinite().all():
+        raise ValueError("data must be finite")
+    return data[:DATA]
 
 
 def static_script() -> str:

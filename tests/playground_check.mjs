@@ -24,7 +24,28 @@ const chains = task.chains.map(({ spec, a, b, n, seed, steps, limit }) => {
   return { count: run.count, diverged: run.diverged, second: finite ? second : null, text: divergedText(a, limit, run.count) };
 });
 
+// Updates whose every number is told, so that torch can repeat them.
+const updates = task.updates.map(({ spec, a, b, seed, steps, options }) => {
+  const run = new Chains(createEnergy(spec), { n: 40, seed, box: 2, ...options, data: options.data && Float64Array.from(options.data) });
+  const start = Array.from(run.x);
+  const noise = [];
+  const normal = run.rng.normal.bind(run.rng);
+  run.rng.normal = () => (noise.push(normal()), noise.at(-1));
+  for (let k = 0; k < steps; k++) run.step(a, b);
+  return { start, noise, end: Array.from(run.x) };
+});
+
+// Independent MALA chains from the exact law's scale: second moment, acceptance, and whether all stay in the walls.
+const mala = task.mala.map(({ spec, a, b, n, seed, steps, walls }) => {
+  const run = new Chains(createEnergy(spec), { n, seed, start: "center", box: 1, walls });
+  for (let k = 0; k < steps; k++) run.step(a, b, true);
+  run.acceptance();
+  run.step(a, b, true);
+  const x = Array.from(run.x);
+  return { second: x.reduce((sum, v) => sum + v * v, 0) / x.length, rate: run.acceptance(), top: Math.max(...x.map(Math.abs)) };
+});
+
 const rng = new Rng(task.seed);
 const uniforms = Array.from({ length: 100000 }, () => rng.uniform());
 const normals = Array.from({ length: 100000 }, () => rng.normal());
-console.log(JSON.stringify({ energies, chains, uniforms, normals, erfcx: task.erfcx.map(erfcx) }));
+console.log(JSON.stringify({ energies, chains, updates, mala, uniforms, normals, erfcx: task.erfcx.map(erfcx) }));

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebmlib import densities
+from ebmlib import densities, samplers
 from ebmlib.core import evaluating
-from ebmlib.exports import energy_spec, net_spec, smoothing, table_energy, table_spec
+from ebmlib.exports import decoded, energy_spec, net_spec, smoothing, table_energy, table_spec
 from ebmlib.nets.energies import MLP, TimeMLP
 from ebmlib.playground import Playground, static_script
 
@@ -74,7 +74,18 @@ def node():
     chains = [{"spec": spec, "a": a, "b": b, "n": N, "seed": 3, "steps": 80, "limit": 2 * S**2} for a, b in PAIRS]
     chains.append(chains[0] | {"a": 2.4 * S**2, "n": 50, "steps": 2000})
     chains.append(chains[0] | {"a": 1.8 * S**2, "b": 1e3, "n": 50})
+    common = {"seed": 11, "steps": 6}
+    updates = [
+        {"spec": specs["3x24"], "a": 0.01, "b": 0.3, "options": {"start": "uniform", "walls": 2.0}, **common},
+        {"spec": specs["9-gaussians"], "a": 0.004, "b": 0.0, "options": {"start": "gaussian", "unit": 0.5}, **common},
+        {"spec": specs["table"], "a": 0.02, "b": 0.2, **common,
+         "options": {"start": "data", "data": [0.5, -1.0, 2.0, 0.1], "walls": 2.5}},
+    ]  # fmt: skip
+    usual = {"spec": spec, "a": 1.2 * S**2, "n": 4000, "seed": 6, "steps": 60}
+    mala = [usual | {"b": math.sqrt(2.4) * S}, usual | {"b": S}, usual | {"b": math.sqrt(2.4) * S, "walls": S}]
     task = {
+        "updates": updates,
+        "mala": mala,
         "energies": [{"spec": specs[k], "points": p.tolist()} for k, p in points.items()],
         "chains": chains,
         "seed": 5,
@@ -143,6 +154,50 @@ def test_stationary_variance_of_the_chain(node, k):
     assert abs(z) < 4
     if k == 1:
         assert abs(exact - S**2) > 20 * se  # the bias of the step is seen, not only the target's variance
+
+
+@needs_node
+@pytest.mark.parametrize("k", range(3))
+def test_updates_equal_torch(node, k):
+    task, out = node[1]["updates"][k], node[2]["updates"][k]
+    x, noise, end = (torch.tensor(out[name], dtype=torch.float64) for name in ("start", "noise", "end"))
+    x, noise = x.reshape(-1, 2), noise.reshape(task["steps"], -1, 2)
+    first = copy.deepcopy(NETS["3x24"][0]).double()
+    energy = (first, TARGETS["9-gaussians"].energy, table_energy(TABLE))[k]
+    walls, left = task["options"].get("walls", math.inf), 0
+    for xi in noise:
+        x = x - task["a"] * with_gradient(energy, x)[:, 1:] + task["b"] * xi
+        over = x.abs() > walls
+        x, left = torch.where(over, x.sign() * (2 * walls - x.abs()), x), left + int(over.sum())
+    assert left > 0 or k > 0
+    torch.testing.assert_close(end.reshape(-1, 2), x, rtol=1e-5, atol=1e-5)
+
+
+@needs_node
+def test_starts(node):
+    uniform, normal, data = (torch.tensor(out["start"]).reshape(-1, 2) for out in node[2]["updates"])
+    assert uniform.abs().max() <= 2
+    assert abs(uniform.square().mean() - 4 / 3) < 4 * math.sqrt(16 * (1 / 5 - 1 / 9) / 80)
+    assert abs(normal.square().mean() - 0.25) < 4 * 0.25 * math.sqrt(2 / 80)
+    torch.testing.assert_close(data, torch.tensor([[0.5, -1.0], [2.0, 0.1]]).repeat(20, 1))
+
+
+@needs_node
+def test_mala_is_exact_at_its_temperature_and_in_walls(node):
+    """At a step where the plain chain is 2.5 times too wide; the second pair has temperature b^2 / 2a, not 1."""
+    one, cool, walled = node[2]["mala"]
+    se = math.sqrt(2 / 8000)
+    assert abs(one["second"] / S**2 - 1) < 4 * se
+    temperature = 1 / 2.4
+    assert abs(cool["second"] / (temperature * S**2) - 1) < 4 * se
+    phi, mass = math.exp(-0.5) / math.sqrt(2 * math.pi), math.erf(math.sqrt(0.5))
+    inside = 1 - 2 * phi / mass  # variance of N(0, 1) cut at 1
+    assert abs(walled["second"] / S**2 - inside) < 4 * math.sqrt(0.1 / 8000)  # x^2 there has a variance below .1
+    assert walled["top"] <= S
+    x = S * torch.randn(4000, 2, generator=torch.Generator().manual_seed(1))
+    _, info = samplers.mala(densities.gaussian(S).energy, x, 1.2 * S**2, 60, rng=torch.Generator().manual_seed(2))
+    assert abs(one["rate"] - float(info.acceptance.mean())) < 4 * math.sqrt(0.25 / 4000)
+    assert 0.2 < one["rate"] < 0.9
 
 
 @needs_node
@@ -229,6 +284,9 @@ def test_synced_traits_reach_the_page():
     [
         ({"energy": "moons"}, "moons"),
         ({"energy": densities.checkerboard(edge=0)}, "no energy with a gradient"),
+        ({"start": "data", "energy": TABLE}, "data needs data="),
+        ({"start": "moon"}, "start must be one of uniform, center, gaussian, data"),
+        ({"data": torch.zeros(3)}, "points of shape"),
         ({"energy": ripple}, "must be a density, its name, or a spec"),
         ({"step": -1.0}, "step must lie between"),
         ({"particles": 0}, "n_particles must lie between"),
@@ -263,6 +321,15 @@ def test_a_step_without_a_limit_and_a_name():
         assert widget.limit == 0
         assert 0 < widget.step < 0.01
     assert Playground(densities.by_name("funnel").blurred(0.3)).limit == pytest.approx(0.18)
+
+
+def test_data_points_reach_the_page():
+    points = torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
+    widget = Playground(TABLE, data=points, start="data", mala=True)
+    torch.testing.assert_close(decoded(widget.data).reshape(-1, 2), points[:500].double())
+    assert json.loads(re.search(r'json">(.*?)</script>', widget.static_html())[1])["mala"]
+    assert len(decoded(Playground("rings").data)) == 1000
+    assert Playground(TABLE).data == ""
 
 
 def test_output_holds_the_widget_and_its_static_twin():
