@@ -498,6 +498,56 @@ function exactMeanEnergy(grid, temperature) {
   return sum / z;
 }
 
+// Mass of exp(-E) in each of BINS x BINS cells, from energies on a grid whose side is a multiple of BINS.
+function binMasses(grid, size) {
+  const low = grid.reduce((p, q) => Math.min(p, q));
+  const mass = new Float64Array(BINS * BINS);
+  const per = size / BINS;
+  grid.forEach((e, k) => {
+    mass[Math.floor(k / size / per) * BINS + Math.floor((k % size) / per)] += Math.exp(low - e);
+  });
+  const total = mass.reduce((sum, m) => sum + m, 0);
+  return mass.map((m) => m / total);
+}
+
+// Total variation between the particles' histogram and the cells' masses: 0 for equal, 1 for apart. Particles outside
+// the box count as one more cell without mass.
+function histogramDistance(x, mass, box) {
+  const count = new Float64Array(BINS * BINS);
+  const n = x.length / 2;
+  let outside = 0;
+  for (let i = 0; i < x.length; i += 2) {
+    const column = Math.floor(((x[i] + box) * BINS) / (2 * box));
+    const row = Math.floor(((box - x[i + 1]) * BINS) / (2 * box));
+    if (column >= 0 && column < BINS && row >= 0 && row < BINS) count[row * BINS + column] += 1;
+    else outside += 1;
+  }
+  return 0.5 * count.reduce((sum, c, k) => sum + Math.abs(c / n - mass[k]), outside / n);
+}
+
+// What that distance is on average for n independent exact draws. A binomial's mean absolute deviation is
+// 2 m C(n, m) p^m (1 - p)^(n - m + 1) with m = floor(n p) + 1 (de Moivre).
+function expectedDistance(mass, n) {
+  const logFactorial = new Float64Array(n + 1);
+  for (let k = 1; k <= n; k++) logFactorial[k] = logFactorial[k - 1] + Math.log(k);
+  let sum = 0;
+  for (const p of mass) {
+    if (p <= 0 || p >= 1) continue;
+    const m = Math.floor(n * p) + 1;
+    const logChoose = logFactorial[n] - logFactorial[m] - logFactorial[n - m];
+    sum += 2 * m * Math.exp(logChoose + m * Math.log(p) + (n - m + 1) * Math.log1p(-p));
+  }
+  return (0.5 * sum) / n;
+}
+
+// Modes with a particle within the radius.
+function modesVisited(x, { at, radius }) {
+  return at.filter(([mx, my]) => {
+    for (let i = 0; i < x.length; i += 2) if (Math.hypot(x[i] - mx, x[i + 1] - my) < radius) return true;
+    return false;
+  }).length;
+}
+
 function divergedText(a, limit, count) {
   const why =
     limit && a > limit
@@ -510,6 +560,7 @@ function divergedText(a, limit, count) {
 
 const short = (v) => (v !== 0 && (Math.abs(v) < 0.01 || Math.abs(v) >= 1e4) ? v.toExponential(1) : v.toPrecision(3));
 const GRID = 192; // heat map cells a side, at most
+const BINS = 16; // histogram cells a side; the heat map's side is a multiple of it
 const DEPTH = 10; // energies above the lowest by more than this get one color
 const REPORT_MS = 250; // status and kernel hear of the state at most this often
 
@@ -578,7 +629,9 @@ function render({ model, el }) {
   const size = gridSize(spec);
   const data = model.get("data") ? decode(model.get("data")) : null;
   const limit = model.get("limit"); // 0 where no stability limit is known; the slider then spans a fixed range
+  const modes = model.get("modes"); // {at, radius}, or {} where the energy has no separate modes
   const grid = energyGrid(energy, box, size);
+  const masses = binMasses(grid, size);
   let chains, picture;
   let playing = false;
   let visible = false; // until the observer below says otherwise
@@ -591,6 +644,7 @@ function render({ model, el }) {
   const play = make("button", { type: "button", class: "ebm-play" });
   const once = make("button", { type: "button" }, "Step");
   const again = make("button", { type: "button" }, "Restart");
+  const panel = make("dl", { class: "ebm-panel" });
   const root = make("div", { class: "ebm-playground" });
   el.append(root);
 
@@ -630,23 +684,50 @@ function render({ model, el }) {
     start,
   );
   root.append(
-    make("div", { class: "ebm-stage" }, canvas, make("div", { class: "ebm-buttons" }, play, once, again), status),
+    make("div", { class: "ebm-stage" }, canvas, make("div", { class: "ebm-buttons" }, play, once, again), status, panel),
     make("div", { class: "ebm-controls" }, step.row, noise.row, lock.row, mala.row, steps.row, particles.row, last),
   );
+
+  // What the panel tells, as [name, value, what exact samples have or null]; nothing once diverged.
+  function findings() {
+    if (chains.diverged) return [];
+    const temperature = (get("noise") * get("noise")) / (2 * get("step"));
+    const distance = histogramDistance(chains.x, masses, box);
+    const rate = chains.acceptance();
+    model.set("histogram_distance", distance);
+    model.set("acceptance", rate);
+    const rows = [
+      ["Mean energy", chains.meanEnergy().toFixed(2), `exact ${exactMeanEnergy(grid, 1).toFixed(2)}`],
+      ["Histogram distance", distance.toFixed(3), `exact samples ${expectedDistance(masses, chains.n).toFixed(3)}`],
+    ];
+    if (modes.at) {
+      const visited = modesVisited(chains.x, modes);
+      model.set("modes_visited", visited);
+      rows.push(["Modes with a particle", visited, `of ${modes.at.length}`]);
+    }
+    rows.push(["Temperature b²/(2a)", short(temperature), null]);
+    if (get("mala")) rows.push(["Accepted proposals", rate === null ? "none yet" : `${(100 * rate).toFixed(0)} %`, null]);
+    return rows;
+  }
 
   function say(polite) {
     // A live region that changes 60 times a second is noise to a screen reader: it speaks only when the chain rests.
     status.setAttribute("aria-live", polite ? "polite" : "off");
     if (chains.diverged) {
       status.textContent = divergedText(chains.a, limit, chains.count);
+      for (const name of ["histogram_distance", "acceptance", "modes_visited"]) model.set(name, null);
     } else {
       const temperature = chains.count ? (get("noise") * get("noise")) / (2 * get("step")) : 1;
-      const exact = temperature >= 0.2 && temperature <= 2 ? ` (exact at temperature ${short(temperature)}: ${exactMeanEnergy(grid, temperature).toFixed(2)})` : "";
-      const rate = chains.acceptance();
-      const accepted = rate === null ? "" : ` Accepted ${(100 * rate).toFixed(0)} % of the proposals.`;
-      status.textContent = `Step ${chains.count} of ${get("n_steps")}. Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.${accepted}`;
-      model.set("acceptance", rate);
+      const known = temperature >= 0.2 && temperature <= 2;
+      const exact = known ? ` (exact at temperature ${short(temperature)}: ${exactMeanEnergy(grid, temperature).toFixed(2)})` : "";
+      status.textContent = `Step ${chains.count} of ${get("n_steps")}. Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.`;
     }
+    panel.replaceChildren(
+      ...findings().map(([name, value, exact]) => {
+        const note = exact === null ? [] : [make("span", { class: "ebm-exact" }, exact)];
+        return make("div", {}, make("dt", {}, name), make("dd", {}, String(value), ...note));
+      }),
+    );
     root.classList.toggle("ebm-diverged", chains.diverged);
     play.textContent = playing ? "Pause" : "Play";
     model.set("count", chains.count);
@@ -794,5 +875,6 @@ function render({ model, el }) {
   };
 }
 
-export { Chains, Rng, createEnergy, divergedText, energyGrid, erfcx, exactMeanEnergy };
+export { Chains, Rng, binMasses, createEnergy, decode, divergedText, energyGrid, erfcx, exactMeanEnergy };
+export { expectedDistance, histogramDistance, modesVisited };
 export default { render };

@@ -28,7 +28,7 @@ STATIC_CLASS = "ebm-playground-static"
 STARTS = ("uniform", "center", "gaussian", "data")
 DATA = 500  # data points that a page carries at most, 5 kB
 SETTINGS = ("step", "noise", "locked", "mala", "n_steps", "n_particles", "seed", "start")
-STATIC_TRAITS = ("density", "spec", "box", "limit", "data", *SETTINGS)
+STATIC_TRAITS = ("density", "spec", "box", "limit", "data", "modes", *SETTINGS)
 
 # The page without a kernel: a model that keeps its traits in an object and tells its listeners.
 HYDRATE = """
@@ -92,14 +92,19 @@ class Playground(anywidget.AnyWidget):
     start = traitlets.Enum(STARTS, "uniform").tag(sync=True)
     mala = traitlets.Bool().tag(sync=True)
     data = traitlets.Unicode(read_only=True).tag(sync=True)
+    modes = traitlets.Dict(read_only=True).tag(sync=True)
     count = traitlets.Int(0).tag(sync=True)  # steps done, told by the page
     mean_energy = traitlets.Float(None, allow_none=True).tag(sync=True)  # None once diverged
     acceptance = traitlets.Float(None, allow_none=True).tag(sync=True)  # of MALA's last proposals
+    histogram_distance = traitlets.Float(None, allow_none=True).tag(sync=True)  # total variation on 16 x 16 cells
+    modes_visited = traitlets.Int(None, allow_none=True).tag(sync=True)  # modes with a particle within 3 std
 
     def __init__(
         self, energy="25-gaussians", *, step=None, noise=None, mala=False, steps=500, particles=400, seed=0,
         start="uniform", data=None,
     ):  # fmt: skip
+        if isinstance(energy, str):
+            energy = densities.gaussian() if energy == "gaussian" else densities.by_name(energy)
         name, spec, box, limit, own_data = _place(energy)
         data = own_data if data is None else _points(data)
         if start not in STARTS or (start == "data" and data is None):
@@ -109,7 +114,7 @@ class Playground(anywidget.AnyWidget):
             step=step, noise=math.sqrt(2 * max(step, 0.0)) if noise is None else noise, locked=noise is None,
             mala=mala, n_steps=steps, n_particles=particles, seed=seed, start=start,
         )  # fmt: skip
-        shown = {"density": name, "spec": spec, "box": box, "limit": limit}
+        shown = {"density": name, "spec": spec, "box": box, "limit": limit, "modes": _modes(energy)}
         for trait, value in {**shown, "data": "" if data is None else encoded(data)}.items():
             self.set_trait(trait, value)
 
@@ -140,12 +145,17 @@ class Playground(anywidget.AnyWidget):
         )
 
 
-def _place(energy: str | dict | densities.Density) -> tuple[str, dict, float, float, torch.Tensor | None]:
+def _modes(energy: dict | densities.Density) -> dict:
+    """The modes that the page counts and the radius that belongs to each, where the energy has separate modes."""
+    if isinstance(energy, dict) or energy.modes is None:
+        return {}
+    return {"at": energy.modes.double().numpy().round(6).tolist(), "radius": 3 * energy.mode_std}
+
+
+def _place(energy: dict | densities.Density) -> tuple[str, dict, float, float, torch.Tensor | None]:
     """(name, spec, half side of the picture, stability limit or 0 where none is known, data) of an energy."""
     if isinstance(energy, dict) and {"kind", "name", "box"} <= energy.keys():
         return energy["name"], energy, energy["box"], 0.0, None
-    if isinstance(energy, str):
-        energy = densities.gaussian() if energy == "gaussian" else densities.by_name(energy)
     if not isinstance(energy, densities.Density):
         raise ValueError(
             f"the energy must be a density, its name, or a spec made by ebmlib.exports, not {type(energy).__name__}"

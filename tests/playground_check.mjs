@@ -3,7 +3,7 @@
 import { readFileSync } from "node:fs";
 
 const source = readFileSync(new URL("../ebmlib/playground.js", import.meta.url), "utf8");
-const { Chains, Rng, createEnergy, divergedText, erfcx } = await import(
+const { Chains, Rng, createEnergy, divergedText, erfcx, ...statistics } = await import(
   "data:text/javascript;base64," + Buffer.from(source).toString("base64")
 );
 const task = JSON.parse(readFileSync(0, "utf8"));
@@ -45,7 +45,20 @@ const mala = task.mala.map(({ spec, a, b, n, seed, steps, walls }) => {
   return { second: x.reduce((sum, v) => sum + v * v, 0) / x.length, rate: run.acceptance(), top: Math.max(...x.map(Math.abs)) };
 });
 
+const panel = task.panel.map(({ spec, points, box, size, modes, ns }) => {
+  const grid = statistics.energyGrid(createEnergy(spec), box, size);
+  const masses = statistics.binMasses(grid, size);
+  const x = points.flat();
+  return {
+    masses: Array.from(masses),
+    distance: statistics.histogramDistance(x, masses, box),
+    expected: ns.map((n) => statistics.expectedDistance(masses, n)),
+    energy: statistics.exactMeanEnergy(grid, 1),
+    visited: statistics.modesVisited(x, modes),
+  };
+});
+
 const rng = new Rng(task.seed);
 const uniforms = Array.from({ length: 100000 }, () => rng.uniform());
 const normals = Array.from({ length: 100000 }, () => rng.normal());
-console.log(JSON.stringify({ energies, chains, updates, mala, uniforms, normals, erfcx: task.erfcx.map(erfcx) }));
+console.log(JSON.stringify({ energies, chains, updates, mala, panel, uniforms, normals, erfcx: task.erfcx.map(erfcx) }));

@@ -83,7 +83,13 @@ def node():
     ]  # fmt: skip
     usual = {"spec": spec, "a": 1.2 * S**2, "n": 4000, "seed": 6, "steps": 60}
     mala = [usual | {"b": math.sqrt(2.4) * S}, usual | {"b": S}, usual | {"b": math.sqrt(2.4) * S, "walls": S}]
+    nine = TARGETS["9-gaussians"]
+    sample = nine.sample(300, torch.Generator().manual_seed(2)).double()
+    panel = {"spec": specs["9-gaussians"], "box": 1.05 * nine.box, "size": 192, "ns": [10, 300]}
+    panel["modes"] = Playground("9-gaussians").modes
+    shifted = sample + torch.tensor([2.0, 0.0])  # two of three columns leave the picture
     task = {
+        "panel": [panel | {"points": x.tolist()} for x in (sample, shifted)],
         "updates": updates,
         "mala": mala,
         "energies": [{"spec": specs[k], "points": p.tolist()} for k, p in points.items()],
@@ -198,6 +204,35 @@ def test_mala_is_exact_at_its_temperature_and_in_walls(node):
     _, info = samplers.mala(densities.gaussian(S).energy, x, 1.2 * S**2, 60, rng=torch.Generator().manual_seed(2))
     assert abs(one["rate"] - float(info.acceptance.mean())) < 4 * math.sqrt(0.25 / 4000)
     assert 0.2 < one["rate"] < 0.9
+
+
+@needs_node
+def test_the_panel_counts_what_it_says(node):
+    """Cells' masses, the histogram's distance, its mean for exact samples, the exact energy and the modes."""
+    nine = TARGETS["9-gaussians"]
+    for task, out in zip(node[1]["panel"], node[2]["panel"]):
+        box, x = task["box"], torch.tensor(task["points"], dtype=torch.float64)
+        edges = torch.linspace(-box, box, 17, dtype=torch.float64)
+        normal = torch.distributions.Normal(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), 0.16)
+        axis = normal.cdf(edges[:, None]).mean(1).diff()
+        masses = (axis[:, None] * axis).flip(0).flatten()  # rows from the top
+        torch.testing.assert_close(torch.tensor(out["masses"]).double(), masses, rtol=0, atol=2e-4)
+        cell = torch.histogramdd(x[:, [1, 0]], [edges, edges])[0].flip(0).flatten() / len(x)
+        distance = 0.5 * ((cell - masses).abs().sum() + 1 - cell.sum())
+        assert out["distance"] == pytest.approx(float(distance), abs=1e-3)
+        for n, expected in zip(task["ns"], out["expected"]):
+            k = torch.arange(n + 1, dtype=torch.float64)[:, None]
+            law = torch.distributions.Binomial(n, masses).log_prob(k).exp()
+            mean = 0.5 * (law * (k / n - masses).abs()).sum()
+            assert expected == pytest.approx(float(mean), rel=2e-3)
+        assert out["energy"] == pytest.approx(-densities.mean_log_prob(nine), abs=1e-3)
+        near = torch.cdist(x, nine.modes.double()) < 0.48
+        assert out["visited"] == int(near.any(0).sum())
+    first, second = node[2]["panel"]
+    assert first["visited"] == 9
+    assert second["visited"] == 3
+    assert abs(first["distance"] - first["expected"][1]) < 0.05
+    assert second["distance"] > 0.6
 
 
 @needs_node
@@ -330,6 +365,8 @@ def test_data_points_reach_the_page():
     assert json.loads(re.search(r'json">(.*?)</script>', widget.static_html())[1])["mala"]
     assert len(decoded(Playground("rings").data)) == 1000
     assert Playground(TABLE).data == ""
+    assert Playground(TABLE).modes == Playground("rings").modes == {}
+    assert len(Playground("25-gaussians").modes["at"]) == 25
 
 
 def test_output_holds_the_widget_and_its_static_twin():
