@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ebmlib import densities
 from ebmlib.core import Energy, evaluating
-from ebmlib.nets.energies import MLP
+from ebmlib.nets.energies import MLP, TimeMLP
+from ebmlib.recovery import Noising, levels
 
 WEIGHTS = 50_000  # of a net on a page; beyond, one update of a few hundred particles takes longer than a frame
 
@@ -100,6 +101,56 @@ def _net(shapes: list[dict], weights, biases, *, factor: float, divide: float) -
                          "export it with table_spec")  # fmt: skip
     arrays = {"weights": encoded(flat), "biases": encoded(torch.cat(list(biases)))}
     return {"kind": "net", "layers": shapes, **arrays, "factor": factor, "divide": divide}
+
+
+def levels_spec(
+    net: TimeMLP, tables: Noising, K: int, box: float, *, n: int | None = None, name: str = "the levels of a net"
+) -> dict:
+    """Recovery likelihood's energies net(y, t) / energy_scale[t], with what a walk of K steps a level needs.
+
+    Drawn on [-box, box]^2 in the net's own units. With n, a table of n x n nodes a level takes the place of the
+    weights: for nets of more than 50,000, and for a slider that walks down without a pause. ValueError for any net
+    but a 2D `TimeMLP`.
+    """
+    if not isinstance(net, TimeMLP):
+        raise ValueError(f"net must be an ebmlib.nets.energies.TimeMLP, not {type(net).__name__}")
+    if not isinstance(K, int) or K < 1:
+        raise ValueError(f"K must be an integer of at least 1 step a level, not {K!r}")
+    tables = tables.to("cpu")
+    chain = {name: getattr(tables, name).tolist() for name in ("delta", "precision", "scale")} | {"K": K}
+    with evaluating(net), torch.no_grad():
+        if n is None:
+            energies = _time_net(net, tables)
+        else:
+            device, at_level = net.stem.bias.device, levels(net.at, tables.to(net.stem.bias.device))
+            at = lambda t: lambda y: at_level(torch.full((len(y),), t, device=device))(y.to(device)).cpu()
+            energies = {"energies": [table_spec(at(t), box, n=n) for t in range(tables.T)]}
+    return {"kind": "levels", **energies, **chain, **_place(box, 0.0 if n is None else box, name), "unit": 1.0}
+
+
+def _time_net(net: TimeMLP, tables: Noising) -> dict:
+    """A `TimeMLP` as one net with biases for each level: at a fixed t, the time is a shift of a block's first bias."""
+    shapes = [{"rows": len(net.stem.weight), "columns": net.stem.weight.shape[1], "skip": None}]
+    weights, biases = [net.stem.weight], [[net.stem.bias] for _ in range(tables.T)]
+    temb = net.embed(torch.arange(tables.T, device=net.stem.bias.device))  # (T, width)
+    for block in net.body:
+        (rows, columns), factor = block.first.weight.shape, block.scale.factor
+        across = isinstance(block.shortcut, torch.nn.Linear)
+        skip = "matrix" if across else "same"
+        shapes += [{"rows": rows, "columns": columns, "skip": None}, {"rows": rows, "columns": rows, "skip": skip}]
+        weights += [block.first.weight, factor[:, None] * block.second.weight]
+        weights += [block.shortcut.weight] if across else []
+        second = factor * block.second.bias + (block.shortcut.bias if across else 0)
+        for of_level, shift in zip(biases, block.shift(temb)):
+            of_level += [block.first.bias + shift, second]
+    shapes.append({"rows": 1, "columns": net.head.weight.shape[1], "skip": None})
+    weights.append(net.head.weight)
+    for of_level in biases:
+        of_level.append(net.head.bias)
+    flat = _net(shapes, weights, biases[0], factor=net.gain, divide=1.0)
+    del flat["biases"], flat["divide"]
+    each = [encoded(torch.cat(of_level)) for of_level in biases]
+    return {"net": flat, "biases": each, "scales": tables.energy_scale.tolist()}
 
 
 def table_spec(energy: Energy, box: float, *, n: int = 257, name: str = "a table") -> dict:

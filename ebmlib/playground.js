@@ -390,6 +390,13 @@ function createEnergy(spec) {
 
 const ESCAPE = 1e3; // a particle beyond this has diverged: every density here lives within |x| < 10
 
+// The parts of a walk down noise levels: energies of the levels 0, 1, .. and the tables of recovery.noising. A net
+// with levels has one set of weights, and biases for each level.
+function levelsOf({ net, biases, scales, energies, K, delta, precision, scale }) {
+  const specs = net ? biases.map((b, t) => ({ ...net, biases: b, divide: scales[t] })) : energies;
+  return { energies: specs.map(createEnergy), K, delta, precision, scale };
+}
+
 // Mirror at the walls of [-wall, wall].
 function reflect(v, wall) {
   const period = 4 * wall;
@@ -398,7 +405,9 @@ function reflect(v, wall) {
 
 class Chains {
   // unit: the standard deviation of the Gaussian start; data: points x[0], y[0], x[1], .. of the data start.
-  constructor(energy, { n, seed, start, box, walls = 0, unit = 1, data = null }) {
+  // levels: what a walk down noise levels needs (levelsOf), instead of one energy.
+  constructor(energy, { n, seed, start, box, walls = 0, unit = 1, data = null, levels = null }) {
+    this.levels = levels;
     this.energy = energy;
     this.n = n;
     this.walls = walls;
@@ -419,14 +428,51 @@ class Chains {
     this.next = new Float64Array(2 * n);
     this.nextValue = new Float64Array(n);
     this.nextGrad = new Float64Array(2 * n);
+    if (!levels) return;
+    this.anchor = new Float64Array(2 * n); // the sample of the level above, x_(t+1)
+    this.level = levels.energies.length;
+    this.descend();
   }
 
+  // To the next level: the sample y of this one is x_t = y / scale, which the next one is conditioned on.
+  descend() {
+    if (this.level < this.levels.energies.length) this.x = this.x.map((v) => v / this.levels.scale[this.level]);
+    this.anchor.set(this.x);
+    this.level -= 1;
+    this.energy = this.levels.energies[this.level];
+  }
+
+  // Whether all K updates of the level are done.
+  finished() {
+    return this.count === (this.levels.energies.length - this.level) * this.levels.K;
+  }
+
+  // Energy and gradient that the chain follows; at a level, E(y) + precision / 2 |x_(t+1) - y|^2.
+  evaluate(x, value, grad) {
+    this.energy(x, this.n, value, grad);
+    if (!this.levels) return;
+    const precision = this.levels.precision[this.level];
+    for (let i = 0; i < x.length; i++) {
+      const away = x[i] - this.anchor[i];
+      value[i >> 1] += 0.5 * precision * away * away;
+      grad[i] += precision * away;
+    }
+  }
+
+
   // One update of every particle, with a Metropolis correction if `mala`. Returns false, and stays there, once a
-  // particle has diverged.
+  // particle has diverged. With levels, a is in units of the level's delta^2 and b in units of delta, and after K
+  // updates the chain goes a level down.
   step(a, b, mala = false) {
     if (this.diverged) return false;
+    if (this.levels) {
+      const { delta } = this.levels;
+      if (this.finished() && this.level > 0) this.descend();
+      a *= delta[this.level] ** 2;
+      b *= delta[this.level];
+    }
     const { x, next, grad, walls } = this;
-    this.energy(x, this.n, this.value, grad);
+    this.evaluate(x, this.value, grad);
     for (let i = 0; i < x.length; i++) {
       next[i] = x[i] - a * grad[i] + b * this.rng.normal();
       if (walls && !mala && Math.abs(next[i]) > walls) next[i] = reflect(next[i], walls);
@@ -443,7 +489,7 @@ class Chains {
   correct(a, b) {
     const { x, next, value, grad, nextValue, nextGrad, walls } = this;
     const temperature = (b * b) / (2 * a);
-    this.energy(next, this.n, nextValue, nextGrad);
+    this.evaluate(next, nextValue, nextGrad);
     for (let k = 0; k < this.n; k++) {
       let log = (value[k] - nextValue[k]) / temperature;
       for (let i = 2 * k; i < 2 * k + 2; i++) {
@@ -624,14 +670,15 @@ const logScale = (low, high, round = (v) => v) => ({
 
 function render({ model, el }) {
   const spec = model.get("spec");
-  const energy = createEnergy(spec);
+  const levels = spec.kind === "levels" ? levelsOf(spec) : null;
+  const energy = levels ? null : createEnergy(spec);
   const box = model.get("box");
-  const size = gridSize(spec);
+  const size = gridSize(spec.net || spec);
   const data = model.get("data") ? decode(model.get("data")) : null;
   const limit = model.get("limit"); // 0 where no stability limit is known; the slider then spans a fixed range
   const modes = model.get("modes"); // {at, radius}, or {} where the energy has no separate modes
-  const grid = energyGrid(energy, box, size);
-  const masses = binMasses(grid, size);
+  const grids = {}; // a level's energies on the picture, computed when the level is first seen
+  let grid, masses;
   let chains, picture;
   let playing = false;
   let visible = false; // until the observer below says otherwise
@@ -648,16 +695,25 @@ function render({ model, el }) {
   const root = make("div", { class: "ebm-playground" });
   el.append(root);
 
-  const top = limit ? 10 * limit : (box * box) / 20;
+  const last = levels ? levels.K * levels.energies.length : Infinity; // steps until the bottom level has ended
+  const end = () => Math.min(get("n_steps"), last);
+  const top = levels ? 5 : limit ? 10 * limit : (box * box) / 20;
   const noiseTop = Math.sqrt(2 * top);
-  const step = slider(model, "step", "Step size a", { ...logScale(top * 1e-4, top), show: short, ticks: limit ? [limit] : [] });
-  const noise = slider(model, "noise", "Noise b", {
+  const step = slider(model, "step", levels ? "Step size a, in δ²" : "Step size a", { ...logScale(top * 1e-4, top), show: short, ticks: limit ? [limit] : [] });
+  const noise = slider(model, "noise", levels ? "Noise b, in δ" : "Noise b", {
     to: (u) => noiseTop * u * u, // quadratic: fine near 0, and 0 can be reached
     from: (v) => Math.sqrt(Math.min(v / noiseTop, 1)),
     show: (b) => `${short(b)} (temperature ${short((b * b) / (2 * get("step")))})`,
   });
   const steps = slider(model, "n_steps", "Number of steps", { ...logScale(10, 1e5, Math.round), show: String });
   const particles = slider(model, "n_particles", "Particles", { ...logScale(10, 2000, Math.round), show: String });
+  const noisiest = levels ? Math.max(levels.energies.length - 1, 1) : 1;
+  const level = slider(model, "level", "Level t", {
+    to: (u) => Math.round(noisiest * (1 - u)), // to the right is down
+    from: (t) => 1 - t / noisiest,
+    show: (t) => `${t} (${noisiest} is the noisiest)`,
+  });
+  level.input.step = 1 / noisiest;
   const limitNote = make("span", { class: "ebm-note", id: newId("limit") });
   step.input.setAttribute("aria-describedby", limitNote.id);
   step.row.append(limitNote);
@@ -675,17 +731,23 @@ function render({ model, el }) {
     make("option", { value: "gaussian" }, "standard normal"),
     ...(data ? [make("option", { value: "data" }, "at data points")] : []),
   );
-  const last = make(
+  const seeds = make(
     "div",
     { class: "ebm-row ebm-pair" },
     make("label", { for: seedId }, "Seed"),
     seed,
-    make("label", { for: startId }, "Start"),
-    start,
+    ...(levels ? [] : [make("label", { for: startId }, "Start"), start]), // a walk starts from noise
   );
   root.append(
     make("div", { class: "ebm-stage" }, canvas, make("div", { class: "ebm-buttons" }, play, once, again), status, panel),
-    make("div", { class: "ebm-controls" }, step.row, noise.row, lock.row, mala.row, steps.row, particles.row, last),
+    make(
+      "div",
+      { class: "ebm-controls" },
+      ...(levels ? [level.row] : []),
+      ...[step.row, noise.row, lock.row, mala.row],
+      ...(levels ? [] : [steps.row]),
+      ...[particles.row, seeds],
+    ),
   );
 
   // What the panel tells, as [name, value, what exact samples have or null]; nothing once diverged.
@@ -718,9 +780,10 @@ function render({ model, el }) {
       for (const name of ["histogram_distance", "acceptance", "modes_visited"]) model.set(name, null);
     } else {
       const temperature = chains.count ? (get("noise") * get("noise")) / (2 * get("step")) : 1;
-      const known = temperature >= 0.2 && temperature <= 2;
+      const known = !levels && temperature >= 0.2 && temperature <= 2;
       const exact = known ? ` (exact at temperature ${short(temperature)}: ${exactMeanEnergy(grid, temperature).toFixed(2)})` : "";
-      status.textContent = `Step ${chains.count} of ${get("n_steps")}. Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.`;
+      const at = levels ? ` Level ${chains.level}.` : "";
+      status.textContent = `Step ${chains.count} of ${end()}.${at} Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.`;
     }
     panel.replaceChildren(
       ...findings().map(([name, value, exact]) => {
@@ -765,9 +828,41 @@ function render({ model, el }) {
   }
 
   function advance() {
+    if (chains.count >= last) return; // below the bottom level there is nothing
     chains.a = get("step");
     chains.step(chains.a, get("noise"), get("mala"));
-    if (chains.diverged || chains.count >= get("n_steps")) playing = false;
+    if (chains.diverged || chains.count >= end()) playing = false;
+    follow();
+  }
+
+  // The picture and the trait follow the chain's level.
+  function follow() {
+    const t = levels ? chains.level : 0;
+    if (grids[t] !== grid || !grid) {
+      grid = grids[t] = grids[t] || energyGrid(levels ? levels.energies[t] : energy, box, size);
+      masses = binMasses(grid, size);
+      paintEnergy();
+    }
+    if (levels && get("level") !== t) {
+      model.set("level", t);
+      model.save_changes();
+    }
+  }
+
+  // The slider walks the chain down through whole levels; on the way up, the same walk starts again from noise.
+  function walk() {
+    if (!levels || get("level") === chains.level) return;
+    const target = get("level");
+    if (target > chains.level) chains = fresh();
+    while (chains.level > target && !chains.diverged) {
+      chains.a = get("step");
+      chains.step(chains.a, get("noise"), get("mala"));
+      if (chains.finished()) chains.descend();
+    }
+    follow();
+    draw();
+    say(!playing);
+    wake();
   }
 
   function tick(now) {
@@ -787,16 +882,22 @@ function render({ model, el }) {
     if (playing && visible && !frame) frame = requestAnimationFrame(tick);
   }
 
-  function reset() {
+  function fresh() {
     const { walls, unit } = spec;
-    chains = new Chains(energy, { n: get("n_particles"), seed: get("seed"), start: get("start"), box, walls, unit, data });
+    const chosen = { n: get("n_particles"), seed: get("seed"), start: levels ? "gaussian" : get("start") };
+    return new Chains(energy, { ...chosen, box, walls, unit, data, levels });
+  }
+
+  function reset() {
+    chains = fresh();
+    follow();
     draw();
     say(!playing);
     wake();
   }
 
   function refresh() {
-    for (const control of [step, noise, steps, particles, lock, mala]) control.refresh();
+    for (const control of [step, noise, steps, particles, lock, mala, level]) control.refresh();
     noise.input.disabled = get("locked");
     if (document.activeElement !== seed) seed.value = get("seed");
     start.value = get("start");
@@ -815,7 +916,7 @@ function render({ model, el }) {
   }
 
   play.addEventListener("click", () => {
-    if (!playing && (chains.diverged || chains.count >= get("n_steps"))) reset();
+    if (!playing && (chains.diverged || chains.count >= end())) reset();
     playing = !playing;
     say(!playing);
     wake();
@@ -841,6 +942,7 @@ function render({ model, el }) {
     ["change:step change:locked", hold],
     ["change:noise change:mala change:n_steps change:n_particles change:seed change:start", refresh],
     ["change:n_particles change:seed change:start", reset],
+    ["change:level", () => (level.refresh(), walk())],
   ].flatMap(([events, handler]) => events.split(" ").map((event) => [event, handler]));
   for (const [event, handler] of handlers) model.on(event, handler);
 
@@ -855,8 +957,12 @@ function render({ model, el }) {
   const resized = new ResizeObserver(() => draw());
 
   canvas.setAttribute("aria-label", `Particles on the energy "${get("density")}", dark where the energy is low, on [-${short(box)}, ${short(box)}] squared`);
-  paintEnergy();
+  const target = get("level");
   reset();
+  if (levels && target < chains.level) {
+    model.set("level", target);
+    walk();
+  }
   hold();
   seen.observe(canvas);
   resized.observe(canvas);
@@ -876,5 +982,5 @@ function render({ model, el }) {
 }
 
 export { Chains, Rng, binMasses, createEnergy, decode, divergedText, energyGrid, erfcx, exactMeanEnergy };
-export { expectedDistance, histogramDistance, modesVisited };
+export { levelsOf, expectedDistance, histogramDistance, modesVisited };
 export default { render };

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 STATIC_CLASS = "ebm-playground-static"
 STARTS = ("uniform", "center", "gaussian", "data")
 DATA = 500  # data points that a page carries at most, 5 kB
-SETTINGS = ("step", "noise", "locked", "mala", "n_steps", "n_particles", "seed", "start")
+SETTINGS = ("step", "noise", "locked", "mala", "n_steps", "n_particles", "seed", "start", "level")
 STATIC_TRAITS = ("density", "spec", "box", "limit", "data", "modes", *SETTINGS)
 
 # The page without a kernel: a model that keeps its traits in an object and tells its listeners.
@@ -67,12 +67,14 @@ else hydrate();
 class Playground(anywidget.AnyWidget):
     """Particles under the one update on a 2D energy, with controls.
 
-    energy: an object of `ebmlib.densities`, a name that `densities.by_name` (or "gaussian") knows, or what `net_spec`
-    or `table_spec` of `ebmlib.exports` returns.
+    energy: an object of `ebmlib.densities`, a name that `densities.by_name` (or "gaussian") knows, or what `net_spec`,
+    `table_spec` or `levels_spec` of `ebmlib.exports` returns.
     noise=None locks b = sqrt(2 step), temperature 1. step=None is a fifth of the stability limit, and where none is
     known a step whose noise is a 40th of the picture's half side. mala adds the Metropolis correction.
     start: "uniform" in the picture, "center", "gaussian" (standard normal in the net's units) or "data", from the first
     500 points (N, 2) of `data`; a density brings its own.
+    With levels, chains start from noise and walk down to `level`, and steps count K for each of them; step and noise
+    are in units of the level's delta^2 and delta: (.5, 1) are the paper's.
     All controls are traits, synced with the kernel where there is one. ValueError names a bad argument.
     """
 
@@ -93,6 +95,7 @@ class Playground(anywidget.AnyWidget):
     mala = traitlets.Bool().tag(sync=True)
     data = traitlets.Unicode(read_only=True).tag(sync=True)
     modes = traitlets.Dict(read_only=True).tag(sync=True)
+    level = traitlets.Int(0).tag(sync=True)  # of the chain on noise levels; setting it walks there
     count = traitlets.Int(0).tag(sync=True)  # steps done, told by the page
     mean_energy = traitlets.Float(None, allow_none=True).tag(sync=True)  # None once diverged
     acceptance = traitlets.Float(None, allow_none=True).tag(sync=True)  # of MALA's last proposals
@@ -109,14 +112,17 @@ class Playground(anywidget.AnyWidget):
         data = own_data if data is None else _points(data)
         if start not in STARTS or (start == "data" and data is None):
             raise ValueError(f"start must be one of {', '.join(STARTS)}, and data needs data=; not {start!r}")
-        step = (limit / 5 if limit else (box / 40) ** 2 / 2) if step is None else step
+        T = len(spec["delta"]) if spec["kind"] == "levels" else 1
+        if step is None:
+            step = 0.5 if T > 1 else limit / 5 if limit else (box / 40) ** 2 / 2
         super().__init__(
             step=step, noise=math.sqrt(2 * max(step, 0.0)) if noise is None else noise, locked=noise is None,
-            mala=mala, n_steps=steps, n_particles=particles, seed=seed, start=start,
+            mala=mala, n_steps=T * spec["K"] if T > 1 else steps, n_particles=particles, seed=seed, start=start,
         )  # fmt: skip
         shown = {"density": name, "spec": spec, "box": box, "limit": limit, "modes": _modes(energy)}
         for trait, value in {**shown, "data": "" if data is None else encoded(data)}.items():
             self.set_trait(trait, value)
+        self.level = T - 1  # after the spec, which says how many there are
 
     @traitlets.validate("step", "noise", "n_steps", "n_particles", "seed")
     def _in_range(self, proposal):
@@ -125,6 +131,13 @@ class Playground(anywidget.AnyWidget):
         if not low <= value <= high:
             raise ValueError(f"{name} must lie between {low:g} and {high:g}, not {value!r}")
         return value
+
+    @traitlets.validate("level")
+    def _is_level(self, proposal):
+        top = len(self.spec.get("delta", [0])) - 1
+        if not 0 <= proposal["value"] <= top:
+            raise ValueError(f"level must lie between 0 and {top}, not {proposal['value']!r}")
+        return proposal["value"]
 
     @traitlets.observe("step", "locked")
     def _hold_temperature(self, change):

@@ -3,7 +3,7 @@
 import { readFileSync } from "node:fs";
 
 const source = readFileSync(new URL("../ebmlib/playground.js", import.meta.url), "utf8");
-const { Chains, Rng, createEnergy, divergedText, erfcx, ...statistics } = await import(
+const { Chains, levelsOf, Rng, createEnergy, divergedText, erfcx, ...statistics } = await import(
   "data:text/javascript;base64," + Buffer.from(source).toString("base64")
 );
 const task = JSON.parse(readFileSync(0, "utf8"));
@@ -22,6 +22,22 @@ const chains = task.chains.map(({ spec, a, b, n, seed, steps, limit }) => {
   const finite = run.x.every(Number.isFinite);
   const second = run.x.reduce((sum, v) => sum + v * v, 0) / run.x.length;
   return { count: run.count, diverged: run.diverged, second: finite ? second : null, text: divergedText(a, limit, run.count) };
+});
+
+// Walks down noise levels, every number told.
+const walks = task.walks.map(({ spec, a, b, seed }) => {
+  const levels = levelsOf(spec);
+  const run = new Chains(null, { n: 30, seed, start: "gaussian", box: 1, walls: spec.walls, levels });
+  const start = Array.from(run.x);
+  const noise = [];
+  const normal = run.rng.normal.bind(run.rng);
+  run.rng.normal = () => (noise.push(normal()), noise.at(-1));
+  const seen = [];
+  while (!(run.finished() && run.level === 0)) {
+    run.step(a, b);
+    seen.push(run.level);
+  }
+  return { start, noise, seen, end: Array.from(run.x) };
 });
 
 // Updates whose every number is told, so that torch can repeat them.
@@ -61,4 +77,4 @@ const panel = task.panel.map(({ spec, points, box, size, modes, ns }) => {
 const rng = new Rng(task.seed);
 const uniforms = Array.from({ length: 100000 }, () => rng.uniform());
 const normals = Array.from({ length: 100000 }, () => rng.normal());
-console.log(JSON.stringify({ energies, chains, updates, mala, panel, uniforms, normals, erfcx: task.erfcx.map(erfcx) }));
+console.log(JSON.stringify({ energies, chains, walks, updates, mala, panel, uniforms, normals, erfcx: task.erfcx.map(erfcx) }));

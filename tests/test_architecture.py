@@ -42,7 +42,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "settings": ({"presets"}, set()),
     "results": (set(), set()),
     "plots": ({"densities"}, {"matplotlib"}),
-    "exports": ({"core", "densities", "nets.energies"}, set()),
+    "exports": ({"core", "densities", "nets.energies", "recovery"}, set()),
     "playground": ({"densities", "exports"}, {"anywidget", "traitlets"}),
 }
 # Packages that only these modules use, wherever in them: a function of theirs imports what not every reader has.

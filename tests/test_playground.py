@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebmlib import densities, samplers
+from ebmlib import densities, recovery, samplers
 from ebmlib.core import evaluating
-from ebmlib.exports import decoded, energy_spec, net_spec, smoothing, table_energy, table_spec
+from ebmlib.exports import decoded, energy_spec, levels_spec, net_spec, smoothing, table_energy, table_spec
 from ebmlib.nets.energies import MLP, TimeMLP
 from ebmlib.playground import Playground, static_script
 
@@ -56,6 +56,24 @@ NETS = {
     "spectral": (MLP(width=17, depth=1, spectral=True), {"factor": 2.0}),
 }
 TABLE = table_spec(ripple, 2.5)
+NOISING = recovery.noising(4, 2e-2)
+
+
+def rough_time_mlp(**options) -> TimeMLP:
+    """A net with levels whose residual branches are not the zeros that they start as."""
+    torch.manual_seed(7)
+    net = TimeMLP(**options)
+    with torch.no_grad():
+        for block in net.body:
+            block.scale.factor.normal_()
+    return net
+
+
+TIME_NETS = {
+    "widening": rough_time_mlp(width=12, multipliers=(1, 2, 2), gain=1.5),
+    "plain": rough_time_mlp(width=16, multipliers=(1, 1), spectral=False),
+}
+WALKS = [("widening", {}), ("plain", {}), ("plain", {"n": 129})]
 S, N = 0.7, 5_000  # width of the Gaussian whose chains are measured, particles
 # (a, b): temperature 1 at three step sizes, the last above the 1/s^2 rule a = s^2, and two other temperatures.
 PAIRS = [(f * S**2, math.sqrt(2 * f * S**2)) for f in (0.1, 1.0, 1.7)] + [(0.2, 0.1), (0.2, 1.1)]
@@ -88,7 +106,9 @@ def node():
     panel = {"spec": specs["9-gaussians"], "box": 1.05 * nine.box, "size": 192, "ns": [10, 300]}
     panel["modes"] = Playground("9-gaussians").modes
     shifted = sample + torch.tensor([2.0, 0.0])  # two of three columns leave the picture
+    walks = [levels_spec(TIME_NETS[name], NOISING, 3, 60.0, **options) for name, options in WALKS]
     task = {
+        "walks": [{"spec": walk, "a": 0.5, "b": 0.99, "seed": 8} for walk in walks],
         "panel": [panel | {"points": x.tolist()} for x in (sample, shifted)],
         "updates": updates,
         "mala": mala,
@@ -177,6 +197,43 @@ def test_updates_equal_torch(node, k):
         x, left = torch.where(over, x.sign() * (2 * walls - x.abs()), x), left + int(over.sum())
     assert left > 0 or k > 0
     torch.testing.assert_close(end.reshape(-1, 2), x, rtol=1e-5, atol=1e-5)
+
+
+@needs_node
+@pytest.mark.parametrize("k", range(3))
+def test_a_walk_down_the_levels_equals_torch(node, k):
+    """Algorithm 2 on the page: every conditional energy, pair and rescaling of `recovery`, with the page's noise."""
+    out = node[2]["walks"][k]
+    net = copy.deepcopy(TIME_NETS[WALKS[k][0]]).double()
+    x, noise, end = (torch.tensor(out[name], dtype=torch.float64).reshape(-1, 2) for name in ("start", "noise", "end"))
+    noise = iter(noise.reshape(-1, *x.shape))
+    at_level, T = recovery.levels(net.at, NOISING), NOISING.T
+    if k == 2:
+        energies = [table_energy(spec) for spec in node[1]["walks"][k]["spec"]["energies"]]
+        at_level = lambda t: energies[int(t[0])]
+    with evaluating(net):
+        for level in reversed(range(T)):
+            t = torch.full((len(x),), level)
+            target, y = recovery.conditional(at_level(t), x, NOISING.precision[t]), x
+            for a, b in recovery.schedule(NOISING, t, 3, 0.99):
+                y = y - a[:, None] * with_gradient(target, y)[:, 1:] + b[:, None] * next(noise)
+            x = y / NOISING.scale[level]
+    assert next(noise, None) is None
+    assert out["seen"] == [level for level in reversed(range(T)) for _ in range(3)]
+    torch.testing.assert_close(end / NOISING.scale[0], x, rtol=1e-5, atol=1e-5)
+    first = torch.tensor(out["start"], dtype=torch.float64).reshape(-1, 2)
+    assert (x - first).square().mean() > 0.01  # it went somewhere
+
+
+def test_a_levels_table_is_the_levels_energy():
+    net = copy.deepcopy(TIME_NETS["plain"])
+    x = 3 * (2 * torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) - 1)
+    spec = levels_spec(net, NOISING, 3, 3.0, n=129)
+    for level in range(NOISING.T):
+        with evaluating(net):
+            exact = recovery.levels(net.at, NOISING)(torch.full((500,), level))(x)
+        error = (table_energy(spec["energies"][level])(x) - exact).abs().max()
+        assert error < 1e-3 * exact.std()
 
 
 @needs_node
@@ -341,6 +398,9 @@ def test_bad_arguments_are_named(arguments, message):
         (lambda: net_spec(MLP(width=400), 3.0), "more than the 50000"),
         (lambda: net_spec(MLP(width=8), 0.0), "box must be a positive"),
         (lambda: net_spec(MLP(width=8), 3.0, temperature=-1.0), "temperature must be a positive"),
+        (lambda: levels_spec(MLP(width=8), NOISING, 3, 4.0), "must be an ebmlib.nets.energies.TimeMLP, not MLP"),
+        (lambda: levels_spec(TIME_NETS["plain"], NOISING, 0, 4.0), "at least 1 step a level, not 0"),
+        (lambda: levels_spec(TimeMLP(), NOISING, 3, 4.0), "export it with"),
         (lambda: table_spec(ripple, 2.0, n=3), "at least 5 nodes"),
         (lambda: table_spec(lambda x: ripple(x).log(), 2.0), "not finite"),
     ],
@@ -356,6 +416,18 @@ def test_a_step_without_a_limit_and_a_name():
         assert widget.limit == 0
         assert 0 < widget.step < 0.01
     assert Playground(densities.by_name("funnel").blurred(0.3)).limit == pytest.approx(0.18)
+
+
+def test_levels_are_traits():
+    spec = levels_spec(TIME_NETS["plain"], NOISING, 3, 4.0)
+    widget = Playground(spec)
+    assert (widget.level, widget.n_steps, widget.step, widget.noise) == (3, 12, 0.5, 1.0)
+    widget.level = 1
+    assert '"level": 1' in widget.static_html()
+    with pytest.raises(ValueError, match="level must lie between 0 and 3, not 4"):
+        widget.level = 4
+    with pytest.raises(ValueError, match="level must lie between 0 and 0, not 1"):
+        Playground("rings").level = 1
 
 
 def test_data_points_reach_the_page():
