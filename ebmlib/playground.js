@@ -610,11 +610,14 @@ const BINS = 16; // histogram cells a side; the heat map's side is a multiple of
 const DEPTH = 10; // energies above the lowest by more than this get one color
 const REPORT_MS = 250; // status and kernel hear of the state at most this often
 
+// Weights of a spec's net; 1 for energies that cost next to nothing.
+const costOf = (spec) => (spec.layers || []).reduce((sum, { rows, columns }) => sum + rows * columns, 1);
+
 // A large net paints a coarser heat map, so that the page does not wait for it.
-function gridSize(spec) {
-  const cost = (spec.layers || []).reduce((sum, { rows, columns }) => sum + rows * columns, 1);
-  return Math.min(GRID, Math.max(48, 16 * Math.floor(Math.sqrt(1e8 / cost) / 16)));
-}
+const gridSize = (cost) => Math.min(GRID, Math.max(3 * BINS, BINS * Math.floor(Math.sqrt(1e8 / cost) / BINS)));
+
+// Particles at the slider's end: one update stays below 30 ms on one core, at some 1e9 multiplications a second.
+const mostParticles = (cost) => Math.min(2000, Math.max(100, Math.round(1.5e7 / cost)));
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -673,7 +676,8 @@ function render({ model, el }) {
   const levels = spec.kind === "levels" ? levelsOf(spec) : null;
   const energy = levels ? null : createEnergy(spec);
   const box = model.get("box");
-  const size = gridSize(spec.net || spec);
+  const cost = costOf(spec.net || spec);
+  const size = gridSize(cost);
   const data = model.get("data") ? decode(model.get("data")) : null;
   const limit = model.get("limit"); // 0 where no stability limit is known; the slider then spans a fixed range
   const modes = model.get("modes"); // {at, radius}, or {} where the energy has no separate modes
@@ -706,7 +710,7 @@ function render({ model, el }) {
     show: (b) => `${short(b)} (temperature ${short((b * b) / (2 * get("step")))})`,
   });
   const steps = slider(model, "n_steps", "Number of steps", { ...logScale(10, 1e5, Math.round), show: String });
-  const particles = slider(model, "n_particles", "Particles", { ...logScale(10, 2000, Math.round), show: String });
+  const particles = slider(model, "n_particles", "Particles", { ...logScale(10, mostParticles(cost), Math.round), show: String });
   const noisiest = levels ? Math.max(levels.energies.length - 1, 1) : 1;
   const level = slider(model, "level", "Level t", {
     to: (u) => Math.round(noisiest * (1 - u)), // to the right is down

@@ -71,6 +71,7 @@ class Playground(anywidget.AnyWidget):
     `table_spec` or `levels_spec` of `ebmlib.exports` returns.
     noise=None locks b = sqrt(2 step), temperature 1. step=None is a fifth of the stability limit, and where none is
     known a step whose noise is a 40th of the picture's half side. mala adds the Metropolis correction.
+    particles=None are 400, and fewer for a net of more than 12,500 weights.
     start: "uniform" in the picture, "center", "gaussian" (standard normal in the net's units) or "data", from the first
     500 points (N, 2) of `data`; a density brings its own.
     With levels, chains start from noise and walk down to `level`, and steps count K for each of them; step and noise
@@ -103,7 +104,7 @@ class Playground(anywidget.AnyWidget):
     modes_visited = traitlets.Int(None, allow_none=True).tag(sync=True)  # modes with a particle within 3 std
 
     def __init__(
-        self, energy="25-gaussians", *, step=None, noise=None, mala=False, steps=500, particles=400, seed=0,
+        self, energy="25-gaussians", *, step=None, noise=None, mala=False, steps=500, particles=None, seed=0,
         start="uniform", data=None,
     ):  # fmt: skip
         if isinstance(energy, str):
@@ -112,6 +113,7 @@ class Playground(anywidget.AnyWidget):
         data = own_data if data is None else _points(data)
         if start not in STARTS or (start == "data" and data is None):
             raise ValueError(f"start must be one of {', '.join(STARTS)}, and data needs data=; not {start!r}")
+        particles = _particles(spec) if particles is None else particles
         T = len(spec["delta"]) if spec["kind"] == "levels" else 1
         if step is None:
             step = 0.5 if T > 1 else limit / 5 if limit else (box / 40) ** 2 / 2
@@ -175,6 +177,13 @@ def _place(energy: dict | densities.Density) -> tuple[str, dict, float, float, t
         )
     spec, data = energy_spec(energy), energy.sample(DATA, torch.Generator().manual_seed(0))
     return energy.name, spec, 1.05 * energy.box, 2 * smoothing(energy) ** 2, data
+
+
+def _particles(spec: dict) -> int:
+    """Particles whose update takes a page about 10 ms, at most 400: each costs two multiplications a weight."""
+    layers = spec.get("net", spec).get("layers", [])
+    weights = sum(layer["rows"] * layer["columns"] for layer in layers)
+    return min(400, 5_000_000 // max(weights, 1))
 
 
 def _points(data: torch.Tensor) -> torch.Tensor:

@@ -452,6 +452,20 @@ def test_output_holds_the_widget_and_its_static_twin():
 
 
 @needs_node
+def test_chains_are_fast_enough_for_60_frames_a_second():
+    script = Path(__file__).parents[1] / "benchmarks" / "playground_speed.mjs"
+    rows = json.loads(subprocess.run([NODE, script, "100"], capture_output=True, timeout=400).stdout)
+    assert len(rows) == 10
+    assert [row for row in rows if row["updates_per_second"] < 60 and row["energy"] != "net 3x128"] == []
+
+
+def test_a_large_net_has_fewer_particles():
+    assert Playground(net_spec(NETS["2x32"][0], 3.0)).n_particles == Playground(TABLE).n_particles == 400
+    assert Playground(net_spec(MLP(), 3.0)).n_particles == 150  # 33,152 weights
+    assert Playground(net_spec(MLP(), 3.0), particles=300).n_particles == 300
+
+
+@needs_node
 def test_static_script_is_a_classic_script(tmp_path):
     script = tmp_path / "static.cjs"
     script.write_text(static_script())
