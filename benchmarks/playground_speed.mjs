@@ -1,6 +1,6 @@
-// Updates a second of the playground's chains in Node on one core, as JSON: `node benchmarks/playground_speed.mjs`, with
-// the milliseconds of a measurement as an argument. Wanted: 60 a second with 1,000 particles on mixtures of 25 terms and
-// on tables, and with 250 on a 2x32 net.
+// Updates a second of the playground's chains in Node on one core, as JSON: `node benchmarks/playground_speed.mjs`,
+// with the milliseconds of a measurement as an argument. Wanted: 60 a second with 1,000 particles on mixtures of 25
+// terms and on tables, and with 250 on a 2x32 net.
 import { readFileSync } from "node:fs";
 
 const source = readFileSync(new URL("../ebmlib/playground.js", import.meta.url), "utf8");

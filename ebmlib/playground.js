@@ -197,8 +197,8 @@ function checkerboard({ half, cells, std, dark }) {
   };
 }
 
-// Neal's funnel: x_2 = y is normal, and so is x given y, of variance width^2 e^y. Blurred, the sharp y behind a point is
-// integrated out by the exported Gauss-Hermite nodes; the sharp funnel has the one node 0.
+// Neal's funnel: x_2 = y is normal, and so is x given y, of variance width^2 e^y. Blurred, the sharp y behind a point
+// is integrated out by the exported Gauss-Hermite nodes; the sharp funnel has the one node 0.
 function funnel({ spread, width, blur, nodes, log_weights: logWeights }) {
   const total = Math.hypot(spread, blur);
   const ratio = (spread / total) ** 2;
@@ -641,7 +641,8 @@ function slider(model, trait, text, { to, from, show, ticks = [] }) {
   }
   const refresh = () => {
     const value = model.get(trait);
-    if (document.activeElement !== input || Math.abs(to(Number(input.value)) - value) > 1e-12) input.value = from(value);
+    const moved = Math.abs(to(Number(input.value)) - value) > 1e-12;
+    if (document.activeElement !== input || moved) input.value = from(value);
     output.textContent = show(value);
     input.setAttribute("aria-valuetext", show(value));
   };
@@ -695,6 +696,7 @@ function render({ model, el }) {
   const play = make("button", { type: "button", class: "ebm-play" });
   const once = make("button", { type: "button" }, "Step");
   const again = make("button", { type: "button" }, "Restart");
+  const buttons = make("div", { class: "ebm-buttons" }, play, once, again);
   const panel = make("dl", { class: "ebm-panel" });
   const root = make("div", { class: "ebm-playground" });
   el.append(root);
@@ -703,14 +705,19 @@ function render({ model, el }) {
   const end = () => Math.min(get("n_steps"), last);
   const top = levels ? 5 : limit ? 10 * limit : (box * box) / 20;
   const noiseTop = Math.sqrt(2 * top);
-  const step = slider(model, "step", levels ? "Step size a, in δ²" : "Step size a", { ...logScale(top * 1e-4, top), show: short, ticks: limit ? [limit] : [] });
+  const step = slider(model, "step", levels ? "Step size a, in δ²" : "Step size a", {
+    ...logScale(top * 1e-4, top),
+    show: short,
+    ticks: limit ? [limit] : [],
+  });
   const noise = slider(model, "noise", levels ? "Noise b, in δ" : "Noise b", {
     to: (u) => noiseTop * u * u, // quadratic: fine near 0, and 0 can be reached
     from: (v) => Math.sqrt(Math.min(v / noiseTop, 1)),
     show: (b) => `${short(b)} (temperature ${short((b * b) / (2 * get("step")))})`,
   });
   const steps = slider(model, "n_steps", "Number of steps", { ...logScale(10, 1e5, Math.round), show: String });
-  const particles = slider(model, "n_particles", "Particles", { ...logScale(10, mostParticles(cost), Math.round), show: String });
+  const amounts = logScale(10, mostParticles(cost), Math.round);
+  const particles = slider(model, "n_particles", "Particles", { ...amounts, show: String });
   const noisiest = levels ? Math.max(levels.energies.length - 1, 1) : 1;
   const level = slider(model, "level", "Level t", {
     to: (u) => Math.round(noisiest * (1 - u)), // to the right is down
@@ -743,7 +750,7 @@ function render({ model, el }) {
     ...(levels ? [] : [make("label", { for: startId }, "Start"), start]), // a walk starts from noise
   );
   root.append(
-    make("div", { class: "ebm-stage" }, canvas, make("div", { class: "ebm-buttons" }, play, once, again), status, panel),
+    make("div", { class: "ebm-stage" }, canvas, buttons, status, panel),
     make(
       "div",
       { class: "ebm-controls" },
@@ -772,7 +779,8 @@ function render({ model, el }) {
       rows.push(["Modes with a particle", visited, `of ${modes.at.length}`]);
     }
     rows.push(["Temperature b²/(2a)", short(temperature), null]);
-    if (get("mala")) rows.push(["Accepted proposals", rate === null ? "none yet" : `${(100 * rate).toFixed(0)} %`, null]);
+    const accepted = rate === null ? "none yet" : `${(100 * rate).toFixed(0)} %`;
+    if (get("mala")) rows.push(["Accepted proposals", accepted, null]);
     return rows;
   }
 
@@ -785,9 +793,11 @@ function render({ model, el }) {
     } else {
       const temperature = chains.count ? (get("noise") * get("noise")) / (2 * get("step")) : 1;
       const known = !levels && temperature >= 0.2 && temperature <= 2;
-      const exact = known ? ` (exact at temperature ${short(temperature)}: ${exactMeanEnergy(grid, temperature).toFixed(2)})` : "";
+      const mean = known ? exactMeanEnergy(grid, temperature).toFixed(2) : "";
+      const exact = known ? ` (exact at temperature ${short(temperature)}: ${mean})` : "";
       const at = levels ? ` Level ${chains.level}.` : "";
-      status.textContent = `Step ${chains.count} of ${end()}.${at} Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.`;
+      const energy = `Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.`;
+      status.textContent = `Step ${chains.count} of ${end()}.${at} ${energy}`;
     }
     panel.replaceChildren(
       ...findings().map(([name, value, exact]) => {
@@ -960,7 +970,8 @@ function render({ model, el }) {
   });
   const resized = new ResizeObserver(() => draw());
 
-  canvas.setAttribute("aria-label", `Particles on the energy "${get("density")}", dark where the energy is low, on [-${short(box)}, ${short(box)}] squared`);
+  const where = `dark where the energy is low, on [-${short(box)}, ${short(box)}] squared`;
+  canvas.setAttribute("aria-label", `Particles on the energy "${get("density")}", ${where}`);
   const target = get("level");
   reset();
   if (levels && target < chains.level) {

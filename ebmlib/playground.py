@@ -111,20 +111,20 @@ class Playground(anywidget.AnyWidget):
             energy = densities.gaussian() if energy == "gaussian" else densities.by_name(energy)
         name, spec, box, limit, own_data = _place(energy)
         data = own_data if data is None else _points(data)
-        if start not in STARTS or (start == "data" and data is None):
-            raise ValueError(f"start must be one of {', '.join(STARTS)}, and data needs data=; not {start!r}")
+        if start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
         particles = _particles(spec) if particles is None else particles
-        T = len(spec["delta"]) if spec["kind"] == "levels" else 1
+        T = len(spec.get("delta", []))  # 0 without levels
         if step is None:
-            step = 0.5 if T > 1 else limit / 5 if limit else (box / 40) ** 2 / 2
+            step = 0.5 if T else limit / 5 if limit else (box / 40) ** 2 / 2
         super().__init__(
             step=step, noise=math.sqrt(2 * max(step, 0.0)) if noise is None else noise, locked=noise is None,
-            mala=mala, n_steps=T * spec["K"] if T > 1 else steps, n_particles=particles, seed=seed, start=start,
+            mala=mala, n_steps=T * spec["K"] if T else steps, n_particles=particles, seed=seed,
         )  # fmt: skip
         shown = {"density": name, "spec": spec, "box": box, "limit": limit, "modes": _modes(energy)}
         for trait, value in {**shown, "data": "" if data is None else encoded(data)}.items():
             self.set_trait(trait, value)
-        self.level = T - 1  # after the spec, which says how many there are
+        self.level, self.start = max(T - 1, 0), start  # after what says which there are
 
     @traitlets.validate("step", "noise", "n_steps", "n_particles", "seed")
     def _in_range(self, proposal):
@@ -133,6 +133,12 @@ class Playground(anywidget.AnyWidget):
         if not low <= value <= high:
             raise ValueError(f"{name} must lie between {low:g} and {high:g}, not {value!r}")
         return value
+
+    @traitlets.validate("start")
+    def _has_data(self, proposal):
+        if proposal["value"] == "data" and not self.data:
+            raise ValueError("start 'data' needs data=, since this energy brings none")
+        return proposal["value"]
 
     @traitlets.validate("level")
     def _is_level(self, proposal):

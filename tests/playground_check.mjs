@@ -21,7 +21,8 @@ const chains = task.chains.map(({ spec, a, b, n, seed, steps, limit }) => {
   while (run.count < steps && run.step(a, b));
   const finite = run.x.every(Number.isFinite);
   const second = run.x.reduce((sum, v) => sum + v * v, 0) / run.x.length;
-  return { count: run.count, diverged: run.diverged, second: finite ? second : null, text: divergedText(a, limit, run.count) };
+  const text = divergedText(a, limit, run.count);
+  return { count: run.count, diverged: run.diverged, second: finite ? second : null, text };
 });
 
 // Walks down noise levels, every number told.
@@ -42,7 +43,8 @@ const walks = task.walks.map(({ spec, a, b, seed }) => {
 
 // Updates whose every number is told, so that torch can repeat them.
 const updates = task.updates.map(({ spec, a, b, seed, steps, options }) => {
-  const run = new Chains(createEnergy(spec), { n: 40, seed, box: 2, ...options, data: options.data && Float64Array.from(options.data) });
+  const data = options.data && Float64Array.from(options.data);
+  const run = new Chains(createEnergy(spec), { n: 40, seed, box: 2, ...options, data });
   const start = Array.from(run.x);
   const noise = [];
   const normal = run.rng.normal.bind(run.rng);
@@ -58,7 +60,8 @@ const mala = task.mala.map(({ spec, a, b, n, seed, steps, walls }) => {
   run.acceptance();
   run.step(a, b, true);
   const x = Array.from(run.x);
-  return { second: x.reduce((sum, v) => sum + v * v, 0) / x.length, rate: run.acceptance(), top: Math.max(...x.map(Math.abs)) };
+  const second = x.reduce((sum, v) => sum + v * v, 0) / x.length;
+  return { second, rate: run.acceptance(), top: Math.max(...x.map(Math.abs)) };
 });
 
 const panel = task.panel.map(({ spec, points, box, size, modes, ns }) => {
@@ -77,4 +80,5 @@ const panel = task.panel.map(({ spec, points, box, size, modes, ns }) => {
 const rng = new Rng(task.seed);
 const uniforms = Array.from({ length: 100000 }, () => rng.uniform());
 const normals = Array.from({ length: 100000 }, () => rng.normal());
-console.log(JSON.stringify({ energies, chains, walks, updates, mala, panel, uniforms, normals, erfcx: task.erfcx.map(erfcx) }));
+const out = { energies, chains, walks, updates, mala, panel, uniforms, normals, erfcx: task.erfcx.map(erfcx) };
+console.log(JSON.stringify(out));

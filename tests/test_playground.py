@@ -376,7 +376,7 @@ def test_synced_traits_reach_the_page():
     [
         ({"energy": "moons"}, "moons"),
         ({"energy": densities.checkerboard(edge=0)}, "no energy with a gradient"),
-        ({"start": "data", "energy": TABLE}, "data needs data="),
+        ({"start": "data", "energy": TABLE}, "start 'data' needs data="),
         ({"start": "moon"}, "start must be one of uniform, center, gaussian, data"),
         ({"data": torch.zeros(3)}, "points of shape"),
         ({"energy": ripple}, "must be a density, its name, or a spec"),
@@ -474,15 +474,20 @@ def test_static_script_is_a_classic_script(tmp_path):
 
 @needs_chromium
 def test_static_page_runs_without_a_kernel(tmp_path):
-    """A file:// page in a real browser: the first chain advances, the second, above its limit, freezes and says so."""
+    """A file:// page in a real browser: one chain advances, one above its limit freezes and says so, one walks down."""
     twins = [
         Playground("25-gaussians", steps=500, particles=20).static_html(),
         Playground("gaussian", step=9.0, particles=20).static_html(),
+        Playground(levels_spec(TIME_NETS["plain"], NOISING, 30, 60.0), particles=20).static_html(),
+        Playground(TABLE, particles=20, data=torch.tensor([[0.5, 0.5]]), start="data", mala=True).static_html(),
     ]
     # Headless pages draw no frames in virtual time, so the chains are driven by their Step buttons.
     drive = """addEventListener("load", () => {
         for (let k = 0; k < 40; k++)
             for (const button of document.querySelectorAll("button")) if (button.textContent === "Step") button.click();
+        const slider = [...document.querySelectorAll("label")].find((l) => l.textContent === "Level t").control;
+        slider.value = 1;  // to the bottom level: the chain walks through three levels of 30 steps
+        slider.dispatchEvent(new Event("input"));
     });"""
     (tmp_path / "static.js").write_text(static_script())
     page = tmp_path / "page.html"
@@ -494,6 +499,10 @@ def test_static_page_runs_without_a_kernel(tmp_path):
     command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
     dom = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=400).stdout
     status = re.findall(r'class="ebm-status"[^>]*>([^<]*)<', dom)
-    assert len(status) == 2, dom[:2000]
+    assert len(status) == 4, dom[:2000]
     assert re.match(r"Step 4\d of 500. Mean energy \d", status[0])  # a stray frame may add a step
     assert re.match(r"Diverged at step \d+: step size a = 9.00 above the stability limit 2/L = 2.00", status[1])
+    assert re.match(r"Step 9\d of 120. Level 0. Mean energy ", status[2])
+    assert dom.count("<dt>Histogram distance</dt>") == 3  # the diverged one tells none
+    assert re.search(r"<dt>Modes with a particle</dt><dd>\d+<span[^>]*>of 25</span>", dom)
+    assert re.search(r"<dt>Accepted proposals</dt><dd>\d+ %</dd>", dom)
