@@ -6,6 +6,7 @@ coefficients. Arrays are little-endian float32 in base64.
 
 import base64
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -104,28 +105,40 @@ def _net(shapes: list[dict], weights, biases, *, factor: float, divide: float) -
 
 
 def levels_spec(
-    net: TimeMLP, tables: Noising, K: int, box: float, *, n: int | None = None, name: str = "the levels of a net"
-) -> dict:
-    """Recovery likelihood's energies net(y, t) / energy_scale[t], with what a walk of K steps a level needs.
+    model: TimeMLP | Callable[[Tensor], Energy], tables: Noising, K: int, box: float, *, n: int | None = None,
+    name: str = "the levels of a net",
+) -> dict:  # fmt: skip
+    """Recovery likelihood's energies of y at levels 0..T-1, with what a walk of K steps a level needs.
 
-    Drawn on [-box, box]^2 in the net's own units. With n, a table of n x n nodes a level takes the place of the
-    weights: for nets of more than 50,000, and for a slider that walks down without a pause. ValueError for any net
-    but a 2D `TimeMLP`.
+    model: a net(y, t), divided by energy_scale[t], or at_level(t) as in `recovery.progressive`. Drawn on [-box, box]^2
+    in the net's own units. With n, a table of n x n nodes a level takes the place of the weights: for at_level, for
+    nets of more than 50,000, and for a slider that walks down without a pause. ValueError names a bad argument.
     """
-    if not isinstance(net, TimeMLP):
-        raise ValueError(f"net must be an ebmlib.nets.energies.TimeMLP, not {type(net).__name__}")
+    if not isinstance(model, TimeMLP) and (n is None or not callable(model) or isinstance(model, torch.nn.Module)):
+        raise ValueError(f"a walk needs a TimeMLP, or at_level and n for its tables, not {type(model).__name__}")
     if not isinstance(K, int) or K < 1:
         raise ValueError(f"K must be an integer of at least 1 step a level, not {K!r}")
-    tables = tables.to("cpu")
     chain = {name: getattr(tables, name).tolist() for name in ("delta", "precision", "scale")} | {"K": K}
-    with evaluating(net), torch.no_grad():
+    place = {**_place(box, 0.0 if n is None else box, name), "unit": 1.0}
+    if not isinstance(model, TimeMLP):
+        return {"kind": "levels", "energies": _level_tables(model, tables, box, n), **chain, **place}
+    tables = tables.to(model.stem.bias.device)
+    with evaluating(model), torch.no_grad():
         if n is None:
-            energies = _time_net(net, tables)
+            energies = _time_net(model, tables)
         else:
-            device, at_level = net.stem.bias.device, levels(net.at, tables.to(net.stem.bias.device))
-            at = lambda t: lambda y: at_level(torch.full((len(y),), t, device=device))(y.to(device)).cpu()
-            energies = {"energies": [table_spec(at(t), box, n=n) for t in range(tables.T)]}
-    return {"kind": "levels", **energies, **chain, **_place(box, 0.0 if n is None else box, name), "unit": 1.0}
+            energies = {"energies": _level_tables(levels(model.at, tables), tables, box, n)}
+    return {"kind": "levels", **energies, **chain, **place}
+
+
+def _level_tables(at_level: Callable[[Tensor], Energy], tables: Noising, box: float, n: int) -> list[dict]:
+    """A table for each level; energies are asked on the tables' device."""
+    device = tables.a.device
+
+    def at(t: int) -> Energy:
+        return lambda y: at_level(torch.full((len(y),), t, device=device))(y.to(device)).cpu()
+
+    return [table_spec(at(t), box, n=n) for t in range(tables.T)]
 
 
 def _time_net(net: TimeMLP, tables: Noising) -> dict:

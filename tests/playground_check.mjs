@@ -26,9 +26,9 @@ const chains = task.chains.map(({ spec, a, b, n, seed, steps, limit }) => {
 });
 
 // Walks down noise levels, every number told.
-const walks = task.walks.map(({ spec, a, b, seed }) => {
+const walks = task.walks.map(({ spec, a, b, seed, n = 30 }) => {
   const levels = levelsOf(spec);
-  const run = new Chains(null, { n: 30, seed, start: "gaussian", box: 1, walls: spec.walls, levels });
+  const run = new Chains(null, { n, seed, start: "gaussian", box: 1, walls: spec.walls, levels });
   const start = Array.from(run.x);
   const noise = [];
   const normal = run.rng.normal.bind(run.rng);

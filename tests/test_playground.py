@@ -79,6 +79,17 @@ S, N = 0.7, 5_000  # width of the Gaussian whose chains are measured, particles
 PAIRS = [(f * S**2, math.sqrt(2 * f * S**2)) for f in (0.1, 1.0, 1.7)] + [(0.2, 0.1), (0.2, 1.1)]
 
 
+def exact_walk():
+    """A walk down the exact energies of noised data, of width 1.1 and off center, with chains long enough to mix."""
+    tables, data = recovery.noising(3, 0.03, c_power=0.0), densities.gaussian(1.1, (0.5, -0.3))
+
+    def at_level(t):
+        a, s = float(tables.cum_a[t[0]]), float(tables.cum_sigma[t[0]])
+        return lambda y: data.blurred(s / a).energy(y / (a * tables.scale[t[0]]))
+
+    return {"spec": levels_spec(at_level, tables, 400, 8.0, n=33), "a": 0.5, "b": 1.0, "seed": 1, "n": 2000}
+
+
 @pytest.fixture(scope="module")
 def node():
     """One Node run for all checks: points in and around each box, chains on N(0, s^2), random numbers."""
@@ -108,7 +119,7 @@ def node():
     shifted = sample + torch.tensor([2.0, 0.0])  # two of three columns leave the picture
     walks = [levels_spec(TIME_NETS[name], NOISING, 3, 60.0, **options) for name, options in WALKS]
     task = {
-        "walks": [{"spec": walk, "a": 0.5, "b": 0.99, "seed": 8} for walk in walks],
+        "walks": [{"spec": walk, "a": 0.5, "b": 0.99, "seed": 8} for walk in walks] + [exact_walk()],
         "panel": [panel | {"points": x.tolist()} for x in (sample, shifted)],
         "updates": updates,
         "mala": mala,
@@ -223,6 +234,15 @@ def test_a_walk_down_the_levels_equals_torch(node, k):
     torch.testing.assert_close(end / NOISING.scale[0], x, rtol=1e-5, atol=1e-5)
     first = torch.tensor(out["start"], dtype=torch.float64).reshape(-1, 2)
     assert (x - first).square().mean() > 0.01  # it went somewhere
+
+
+@needs_node
+def test_a_walk_down_exact_levels_returns_the_data_law(node):
+    task, out = node[1]["walks"][3], node[2]["walks"][3]
+    x = torch.tensor(out["end"], dtype=torch.float64).reshape(-1, 2) / task["spec"]["scale"][0]
+    z = (x.mean(0) - torch.tensor([0.5, -0.3])) / (1.1 / math.sqrt(2000))
+    assert z.abs().max() < 4
+    assert (x.std(0) / 1.1 - 1).abs().max() < 4 / math.sqrt(2 * 2000) + 0.02  # the step's bias is below .02
 
 
 def test_a_levels_table_is_the_levels_energy():
@@ -398,7 +418,10 @@ def test_bad_arguments_are_named(arguments, message):
         (lambda: net_spec(MLP(width=400), 3.0), "more than the 50000"),
         (lambda: net_spec(MLP(width=8), 0.0), "box must be a positive"),
         (lambda: net_spec(MLP(width=8), 3.0, temperature=-1.0), "temperature must be a positive"),
-        (lambda: levels_spec(MLP(width=8), NOISING, 3, 4.0), "must be an ebmlib.nets.energies.TimeMLP, not MLP"),
+        (
+            lambda: levels_spec(MLP(width=8), NOISING, 3, 4.0),
+            "needs a TimeMLP, or at_level and n for its tables, not MLP",
+        ),
         (lambda: levels_spec(TIME_NETS["plain"], NOISING, 0, 4.0), "at least 1 step a level, not 0"),
         (lambda: levels_spec(TimeMLP(), NOISING, 3, 4.0), "export it with"),
         (lambda: table_spec(ripple, 2.0, n=3), "at least 5 nodes"),
