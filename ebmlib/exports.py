@@ -106,28 +106,30 @@ def _net(shapes: list[dict], weights, biases, *, factor: float, divide: float) -
 
 def levels_spec(
     model: TimeMLP | Callable[[Tensor], Energy], tables: Noising, K: int, box: float, *, n: int | None = None,
-    name: str = "the levels of a net",
+    walls: float | None = None, name: str = "the levels of a net",
 ) -> dict:  # fmt: skip
     """Recovery likelihood's energies of y at levels 0..T-1, with what a walk of K steps a level needs.
 
     model: a net(y, t), divided by energy_scale[t], or at_level(t) as in `recovery.progressive`. Drawn on [-box, box]^2
     in the net's own units. With n, a table of n x n nodes a level takes the place of the weights: for at_level, for
-    nets of more than 50,000, and for a slider that walks down without a pause. ValueError names a bad argument.
+    nets of more than 50,000, and for a slider that walks down without a pause. The tables reach to |x_i| = walls, `box`
+    by default, and mirror the chains there. ValueError names a bad argument.
     """
     if not isinstance(model, TimeMLP) and (n is None or not callable(model) or isinstance(model, torch.nn.Module)):
         raise ValueError(f"a walk needs a TimeMLP, or at_level and n for its tables, not {type(model).__name__}")
     if not isinstance(K, int) or K < 1:
         raise ValueError(f"K must be an integer of at least 1 step a level, not {K!r}")
     chain = {name: getattr(tables, name).tolist() for name in ("delta", "precision", "scale")} | {"K": K}
-    place = {**_place(box, 0.0 if n is None else box, name), "unit": 1.0}
+    walls = (0.0 if n is None else box) if walls is None else walls
+    place = {**_place(box, walls, name), "unit": 1.0}
     if not isinstance(model, TimeMLP):
-        return {"kind": "levels", "energies": _level_tables(model, tables, box, n), **chain, **place}
+        return {"kind": "levels", "energies": _level_tables(model, tables, walls, n), **chain, **place}
     tables = tables.to(model.stem.bias.device)
     with evaluating(model), torch.no_grad():
         if n is None:
             energies = _time_net(model, tables)
         else:
-            energies = {"energies": _level_tables(levels(model.at, tables), tables, box, n)}
+            energies = {"energies": _level_tables(levels(model.at, tables), tables, walls, n)}
     return {"kind": "levels", **energies, **chain, **place}
 
 

@@ -69,8 +69,9 @@ class Playground(anywidget.AnyWidget):
 
     energy: an object of `ebmlib.densities`, a name that `densities.by_name` (or "gaussian") knows, or what `net_spec`,
     `table_spec` or `levels_spec` of `ebmlib.exports` returns.
-    noise=None locks b = sqrt(2 step), temperature 1. step=None is a fifth of the stability limit, and where none is
-    known a step whose noise is a 40th of the picture's half side. mala adds the Metropolis correction.
+    noise=None locks b = sqrt(2 step), temperature 1; noise=0 follows the gradient flow in Euler steps.
+    step=None is a fifth of the stability limit, and where none is known a step whose noise is a 40th of the picture's
+    half side. mala adds the Metropolis correction.
     particles=None are 400, and fewer for a net of more than 12,500 weights.
     start: "uniform" in the picture, "center", "gaussian" (standard normal in the net's units) or "data", from the first
     500 points (N, 2) of `data`; a density brings its own.

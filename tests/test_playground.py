@@ -87,7 +87,7 @@ def exact_walk():
         a, s = float(tables.cum_a[t[0]]), float(tables.cum_sigma[t[0]])
         return lambda y: data.blurred(s / a).energy(y / (a * tables.scale[t[0]]))
 
-    return {"spec": levels_spec(at_level, tables, 400, 8.0, n=33), "a": 0.5, "b": 1.0, "seed": 1, "n": 2000}
+    return {"spec": levels_spec(at_level, tables, 400, 3.0, n=33, walls=8.0), "a": 0.5, "b": 1.0, "seed": 1, "n": 2000}
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +423,7 @@ def test_bad_arguments_are_named(arguments, message):
             "needs a TimeMLP, or at_level and n for its tables, not MLP",
         ),
         (lambda: levels_spec(TIME_NETS["plain"], NOISING, 0, 4.0), "at least 1 step a level, not 0"),
+        (lambda: levels_spec(TIME_NETS["plain"], NOISING, 3, 4.0, walls=-1.0), "walls must be a positive"),
         (lambda: levels_spec(TimeMLP(), NOISING, 3, 4.0), "export it with"),
         (lambda: table_spec(ripple, 2.0, n=3), "at least 5 nodes"),
         (lambda: table_spec(lambda x: ripple(x).log(), 2.0), "not finite"),
