@@ -12,13 +12,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import formats
 import papermill
 import pytest
 import torch
 
-from ebmlib import checkpoint, results, settings
+from ebmlib import checkpoint, recovery, results, settings
 from ebmlib.nets.energies import MLP
 from ebmlib.presets import NOTEBOOKS as SETTINGS
 
@@ -142,7 +143,8 @@ def test_the_bundled_checkpoint_is_shown_where_its_levels_and_steps_fit(main_job
     run = run_papermill(source, out, tmp_path, *given)
     assert run.returncode == 0, run.stderr[-1500:]
     saved = checkpoint.load(ROOT / "data" / "checkpoints" / "drl_fashion_mnist.safetensors")[1]
-    levels = f"size = {saved['key']['settings']['size']}, T = 6, K = 30, b2 = 0.0002, variant = code"
+    its = saved["key"]["settings"]
+    levels = f"size = {its['size']}, T = 6, K = 30, b2 = {its['b2']}, variant = code"
     says = f"{saved['iteration']:,} iterations on fashion_mnist, {levels}"
     assert says in [text.strip() for text in shown(out)]
     assert pictures(out, "fig-drl-cifar-checkpoint") == 1
@@ -152,6 +154,20 @@ def test_the_bundled_checkpoint_is_shown_where_its_levels_and_steps_fit(main_job
     assert says + " (not this run's: not shown)" in [text.strip() for text in shown(other)]
     assert pictures(other, "fig-drl-cifar-checkpoint") == 0
     assert {row.preset for row in results.read(other)} == {"smoke"}
+
+
+def test_the_bundled_checkpoint_is_sampled_with_its_own_steps():
+    """A run may have another step constant; the file's chains keep theirs."""
+    [cell] = [source for source in cells(ROOT / "notebooks" / "drl_cifar.ipynb", "code") if "fits = False" in source]
+    path, asked = ROOT / "data" / "checkpoints" / "drl_fashion_mnist.safetensors", {}
+    its = {**checkpoint.load(path)[1]["key"]["settings"], "b2": 0.02, "variant": "text"}
+    saved = {"iteration": 1, "key": {"dataset": "fashion_mnist", "settings": its, "net": {"channels": 1}}}
+    cfg = SimpleNamespace(T=its["T"], K=its["K"], b2=its["b2"] / 5, variant="code")
+    given = {"shown": str(path), "saved": saved, "cfg": cfg, "run": SimpleNamespace(preset="quick", seed=3)}
+    given |= {"recovery": recovery, "device": torch.device("cpu"), "longer": torch.nn.Identity()}
+    exec(cell, given | {"channels_last": lambda net: net, "generate": lambda *args, **options: asked.update(options)})
+    assert torch.equal(asked["tables"].delta, recovery.noising(its["T"], 0.02, "text").delta)
+    assert (asked["noise"], asked["size"]) == (its["noise"], (its["size"],) * 2)
 
 
 @pytest.mark.parametrize("place", ["HOME", "JUPYTER_DATA_DIR"])
