@@ -24,6 +24,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKED_EXTRAS = ("book", "test", "data")
 EVERY_NOTEBOOK_HAS = {"preset", "seed", "device", "dataset", "run_dir", "resume", "checkpoint"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WITH_A_PLAYGROUND = ("langevin_toy", "ml_toy", "drl_toy", "self_adversarial_toy", "vaebm_toy")
 
 
 def toc_pages() -> list[str]:
@@ -108,6 +109,18 @@ def test_every_figure_and_playground_has_a_caption_and_a_name_of_its_own(path: P
             assert figure.get("caption", "").endswith("."), cell["source"][:80]
             names.append(figure["name"])
     assert len(set(names)) == len(names) > 0
+
+
+@pytest.mark.parametrize("name", WITH_A_PLAYGROUND)
+def test_every_playground_stands_below_two_or_three_things_to_try(name: str):
+    cells = read_notebook(ROOT / "notebooks" / f"{name}.ipynb")["cells"]
+    placed = [k for k, cell in enumerate(cells) if re.search(r"^Playground\(", cell["source"], re.M)]
+    assert placed
+    for k in placed:
+        text, figure = cells[k - 1]["source"], cells[k]["metadata"]["mystnb"]["figure"]["name"]
+        assert f"{{numref}}`{figure}`" in text
+        _, tasks = re.split("[Tt]hings to try:", text)
+        assert len(re.findall(r"^\d\. ", tasks, re.M)) in (2, 3), text
 
 
 def test_every_file_of_the_package_is_reached_by_a_module_that_names_it():
