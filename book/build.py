@@ -108,12 +108,15 @@ def run_jupyter_book(project: Project, folder: Path, strict: bool) -> float:
         raise Refused(f"jupyter-book is {version}; this book needs 1.x, as requirements.lock has it.")
     log = project.root / "build" / f"{project.staged.name}.log"
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(folder), "--keep-going", "-n"]
+    # autodoc imports the library of this checkout, and Sphinx our extension, wherever this environment's packages lie.
+    paths = [str(project.root), str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
     start = time.monotonic()
     with log.open("w") as sink:
         process = subprocess.run(
             [*command, *(["-W"] if strict else [])],
             cwd=project.root,
-            env=os.environ | {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1"},
+            env=os.environ
+            | {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,

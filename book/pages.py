@@ -10,18 +10,20 @@ from pathlib import Path
 
 import yaml
 
+from book import api
 from book.execution import Outcome
 from book.project import Project, read_notebook, tags
 
 RESULTS_MIME = "application/vnd.ebmlib.results+json"
-SOURCES = ("ebmlib", "tests", "benchmarks")  # for literalinclude: pages show the tested code itself
+# Beside the package, for literalinclude: pages show the tested code itself. And pages are built again after a change.
+SOURCES = ("tests", "benchmarks", "book")
 NOT_PAGES = shutil.ignore_patterns("*.py", "*.pyc", "*.toml", "__pycache__", ".*")
 
 
 def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     """Writes everything that the Sphinx build reads into `folder`, which must not exist."""
     shutil.copytree(project.root / "book", folder / "book", ignore=NOT_PAGES)
-    for package in SOURCES:
+    for package in (project.package, *SOURCES):
         for path in sorted((project.root / package).rglob("*.py")):
             copy = folder / path.relative_to(project.root)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,8 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
         (folder / "book" / "_assets" / "langevin-static.js").write_text(script, encoding="utf-8")
     config = yaml.safe_load((project.root / "_config.yml").read_text())
     config = configured(config, os.environ.get("BOOK_REPOSITORY"), bool(script))
-    config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = committed_numbers(project)
+    filled_in = committed_numbers(project) | api.substitutions(project)
+    config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = filled_in
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     contents = (project.root / "_toc.yml").read_text()
     ordered = sorted(outcomes, key=lambda outcome: contents.find(f"notebooks/{outcome.plan.name}"))

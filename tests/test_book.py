@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import json
 import re
 import tomllib
@@ -14,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from book import checks, dependencies
+from book import api, checks, dependencies
 from book.execution import over_budget, record_of
 from book.project import Project, declared_parameters, read_notebook, tags
 
@@ -60,6 +61,20 @@ def test_every_kind_of_result_stands_on_the_results_page(smoke_book: Path):
     assert [path.stem for path in NOTEBOOKS if f"notebooks/{path.stem}.html" not in text] == []
 
 
+def test_every_public_name_of_the_library_stands_on_the_api_page(smoke_book: Path):
+    places = checks.page(smoke_book / "book" / "api.html").places
+    missing = []
+    for module in api.modules(Project(ROOT)):
+        name = f"ebmlib.{module}"
+        loaded = importlib.import_module(name)
+        source = Path(loaded.__file__).read_text("utf-8")
+        defined = {key for key, thing in vars(loaded).items() if getattr(thing, "__module__", None) == name}
+        public = {key for key in defined | set(api.public_names(source)) if not key.startswith("_")}
+        assert public <= set(vars(loaded))
+        missing += [place for place in (f"{name}.{key}" for key in public) if place not in places]
+    assert missing == []
+
+
 def test_pictures_have_a_text(smoke_book: Path):
     """A picture without an alternative text says nothing to a reader who cannot see it."""
     silent = []
@@ -71,6 +86,13 @@ def test_pictures_have_a_text(smoke_book: Path):
 
 
 # Sources
+
+
+def test_every_module_stands_once_on_the_api_page():
+    text = (ROOT / "book" / "api.md").read_text("utf-8")
+    shown = re.findall(r"^### ebmlib\.(\S+)\n\n\{\{ api_(\S+) \}\}$", text, re.MULTILINE)
+    assert sorted(module for module, _ in shown) == api.modules(Project(ROOT))
+    assert [name for module, name in shown if name != module.replace(".", "_")] == []
 
 
 def test_every_notebook_stands_in_the_contents_and_the_builders_table():

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from docutils.core import publish_doctree
+from docutils.nodes import literal
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from book import build, checks, dependencies, pages
+from book import api, build, checks, dependencies, pages
 from book.execution import Outcome, Record, execute_all, failing_cell, over_budget
 from book.project import Plan, Project
 from ebmlib import results
@@ -222,7 +224,8 @@ def tiny_book(project: Project) -> Project:
         root,
         {
             "_toc.yml": toc + "      - file: notebooks/one\n      - file: notebooks/two\n",
-            "book/index.md": "# Tiny\n\nSee {doc}`../notebooks/one` and [the other](../notebooks/two.ipynb).\n",
+            "book/index.md": "# Tiny\n\nSee {doc}`../notebooks/one` and [the other](../notebooks/two.ipynb).\n"
+            "\n## toy.b\n\n{{ api_b }}\n",
             "book/references.bib": "",
         },
     )
@@ -242,6 +245,14 @@ def test_the_book_is_built_strictly_and_swapped_in_only_when_it_is_whole(tiny_bo
 
     assert build.build(tiny_book, say=said.append) == 0
     assert "pages unchanged" in said[-2]
+
+    # A docstring reaches its page, and executes no notebook.
+    assert "Twice x." in (served / "book" / "index.html").read_text()
+    NEUTRAL["a docstring"](root)
+    assert build.build(tiny_book, say=said.append) == 0
+    assert "pages built" in said[-2]
+    assert "Two times x." in (served / "book" / "index.html").read_text()
+    assert executions(root, "one") == executions(root, "two") == 1
 
     # A dead reference refuses the new pages; those served stay as they were.
     before = build.tree_digest(served)
@@ -279,6 +290,52 @@ def test_two_builds_at_once_are_refused(project: Project):
         build.alone(project),
     ):
         pass
+
+
+PLAIN = [
+    "x' = x - a |grad E|^2 + b_ xi*, for *S and eps_x: 1. is no list, `MLP`s are code.",
+    "- (B, *S) -> (B,) in [0, 1] <- `schedule[:-1]` and ``Z``_k; 2 ** 3 \\ 4 :: `",
+    "One line.\n\nA second `word`\nwrapped.",
+]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_a_docstring_is_shown_as_it_reads(text: str):
+    document = publish_doctree(api.as_rst(text), settings_overrides={"report_level": 1, "halt_level": 1})
+    words = re.sub(r"``?([^`]+)``?", r"\1", text)
+    assert document.astext().split() == words.split()
+    assert len(document.children) == len(text.split("\n\n"))
+    code = [node.astext() for node in document.findall(literal)]
+    assert code == re.findall(r"``?([^`]+)``?", text)
+
+
+def test_an_indented_paragraph_of_a_docstring_keeps_its_lines():
+    document = publish_doctree(api.as_rst("Such as\n\n    a: [1]  # one\n    b: `2`\n\nand no more."))
+    assert [node.astext() for node in document] == ["Such as", "a: [1]  # one\nb: `2`", "and no more."]
+
+
+def test_the_api_page_takes_every_public_name_with_what_is_said_of_it(project: Project):
+    write(
+        project.root,
+        {
+            "toy/nets/deep.py": '# About\n# both.\nPAIR = (1, 2)\nWORD: str = "x"  # trailing\n_hidden = 1\n'
+            f'LONG = "{"x" * 80}"\n\nclass Net:\n    """A net."""\n    def push(self):\n        """Push."""\n'
+            '    def quiet(self):\n        pass\n    def _own(self):\n        """Own."""\n\ndef f(x):\n    pass\n'
+        },
+    )
+    assert api.modules(project) == ["a", "b", "c", "nets.deep"]
+    source = (project.root / "toy/nets/deep.py").read_text()
+    assert api.public_names(source) == ["PAIR", "WORD", "LONG", "Net", "f"]
+    told = api.substitutions(project)["api_nets_deep"]
+    for line in (
+        ".. automodule:: toy.nets.deep",
+        ".. py:data:: PAIR\n   :module: toy.nets.deep\n   :value: (1, 2)\n\n   About both\\.",
+        ".. py:data:: WORD\n   :module: toy.nets.deep\n   :value: 'x'\n\n   trailing",
+        ".. py:data:: LONG\n   :module: toy.nets.deep\n\n",
+        ".. autoclass:: toy.nets.deep.Net\n   :members: push\n",
+        ".. autofunction:: toy.nets.deep.f\n",
+    ):
+        assert line in told, line
 
 
 def executed(tmp_path: Path, *cells: dict, error: str | None = None) -> Outcome:

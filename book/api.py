@@ -1,0 +1,131 @@
+"""The API page: what stands under each module on `book/api.md`, and how Sphinx's autodoc shows it (`setup`).
+
+A docstring of the library is plain text with code in single backticks. Here it becomes reStructuredText that says the
+same, whatever signs it holds, so that no docstring has to be written for Sphinx.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+from typing import Any
+
+from book.project import Project
+
+SHOWN_VALUE = 60  # characters of a constant's value at most; a longer one is left to the source
+
+
+def substitutions(project: Project) -> dict[str, str]:
+    """{{ api_samplers }} and so on: for each module its docstring and its public names, for autodoc to fill in."""
+    return {f"api_{module.replace('.', '_')}": section(project, module) for module in modules(project)}
+
+
+def modules(project: Project) -> list[str]:
+    """The package's modules, as `nets.energies`."""
+    folder = project.root / project.package
+    paths = sorted(path for path in folder.rglob("*.py") if path.name != "__init__.py")
+    return [".".join(path.relative_to(folder).with_suffix("").parts) for path in paths]
+
+
+def section(project: Project, module: str) -> str:
+    source = (project.root / project.package / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    name = f"{project.package}.{module}"
+    lines = [f".. automodule:: {name}", ""]
+    for node in ast.parse(source).body:
+        lines += _directive(name, node, source)
+    return "\n".join(["```{eval-rst}", *lines, "```"])
+
+
+def public_names(source: str) -> list[str]:
+    """Functions, classes and constants that a module defines at its top, in its own order."""
+    return [name for node in ast.parse(source).body for name in _names(node)]
+
+
+def _names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        names = [node.name]
+    else:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def _directive(module: str, node: ast.stmt, source: str) -> list[str]:
+    lines = []
+    for name in _names(node):
+        if isinstance(node, ast.FunctionDef):
+            lines += [f".. autofunction:: {module}.{name}", ""]
+        elif isinstance(node, ast.ClassDef):
+            told = [item.name for item in node.body if isinstance(item, ast.FunctionDef) and ast.get_docstring(item)]
+            members = ", ".join(item for item in told if not item.startswith("_"))
+            lines += [f".. autoclass:: {module}.{name}", *([f"   :members: {members}"] if members else []), ""]
+        else:
+            value = " ".join(ast.unparse(node.value).split())
+            lines += [f".. py:data:: {name}", f"   :module: {module}"]
+            lines += [f"   :value: {value}"] if len(value) <= SHOWN_VALUE else []
+            lines += ["", textwrap.indent(as_rst(_comment(node, source)), "   "), ""]
+    return lines
+
+
+def _comment(node: ast.stmt, source: str) -> str:
+    """What is said of a constant: behind it, or in the lines right above."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+    if node.end_lineno in comments:
+        return comments[node.end_lineno].string.lstrip("# ")
+    above: list[str] = []
+    line = node.lineno - 1
+    while line in comments and comments[line].start[1] == 0:
+        above.insert(0, comments[line].string.lstrip("# "))
+        line -= 1
+    return " ".join(above)
+
+
+def as_rst(text: str) -> str:
+    """A docstring as reStructuredText: paragraphs of plain words and code, indented ones as they stand."""
+    paragraphs = re.split(r"\n\s*\n", text.strip("\n"))
+    return "\n\n".join(_paragraph(paragraph) for paragraph in paragraphs)
+
+
+def _paragraph(text: str) -> str:
+    lines = text.splitlines()
+    if lines and all(line.startswith("    ") for line in lines):
+        return ".. code-block:: text\n\n" + "\n".join(lines)
+    parts = re.split(r"``?([^`]+)``?", " ".join(line.strip() for line in lines))
+    # Every sign escaped is itself; escaped spaces let code stand right beside letters.
+    parts[::2] = [re.sub(r"([^\w\s]|_)", r"\\\1", part) for part in parts[::2]]
+    parts[1::2] = [f"\\ ``{part.strip()}``\\ " for part in parts[1::2]]
+    return "".join(parts)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Sphinx calls this: book.api is one of the extensions in _config.yml."""
+    app.connect("autodoc-process-docstring", _docstring_as_rst)
+    app.connect("autodoc-process-signature", _signature_as_written)
+    return {"parallel_read_safe": True}
+
+
+def _docstring_as_rst(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = [*as_rst("\n".join(lines)).splitlines(), ""]
+
+
+def _signature_as_written(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str, str | None] | None:
+    """The source's own words, `schedule: Sequence[Pair]`; None (autodoc's) where no line of the library wrote them."""
+    function = inspect.unwrap(thing.__init__ if what == "class" else thing)
+    if not inspect.isfunction(function) or function.__module__ != thing.__module__:
+        return None
+    try:
+        source = inspect.getsource(function)
+    except OSError:  # a dataclass's __init__ has no source
+        return None
+    node = ast.parse(textwrap.dedent(source)).body[0]
+    inside = [argument for argument in node.args.args if argument.arg in ("self", "cls")]
+    node.args.args = [argument for argument in node.args.args if argument not in inside]
+    returned = ast.unparse(node.returns).strip("'") if node.returns is not None else None
+    return f"({ast.unparse(node.args)})", None if what == "class" else returned
