@@ -38,7 +38,7 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
         (folder / "book" / "_assets" / "langevin-static.js").write_text(script, encoding="utf-8")
     config = yaml.safe_load((project.root / "_config.yml").read_text())
     config = configured(config, os.environ.get("BOOK_REPOSITORY"), bool(script))
-    filled_in = committed_numbers(project) | api.substitutions(project)
+    filled_in = committed_numbers(project) | api.substitutions(project) | recipes_table(project)
     config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = filled_in
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     contents = (project.root / "_toc.yml").read_text()
@@ -94,6 +94,15 @@ def committed_numbers(project: Project) -> dict[str, str]:
             key = re.sub(r"[^a-z0-9]+", "_", f"{path.stem} {row.name} {row.dataset}".lower()).strip("_")
             numbers.setdefault(key, results.quantity(row.value, row.se))
     return numbers
+
+
+def recipes_table(project: Project) -> dict[str, str]:
+    """The table of published recipes as {{ recipes }}, where the project has recipes."""
+    if not (project.root / project.package / "recipes.py").is_file():
+        return {}
+    from book import recipes
+
+    return {"recipes": recipes.table()}
 
 
 def without_pages(toc: dict, missing: set[str]) -> dict:

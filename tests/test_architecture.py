@@ -27,6 +27,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "imagefiles": (set(), set()),
     "data": ({"imagefiles"}, set()),
     "samplers": ({"core"}, set()),
+    "recipes": ({"samplers"}, set()),
     "flow": ({"core", "samplers"}, set()),
     "objectives": ({"core"}, set()),
     "latent": ({"core"}, set()),

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from book import api, checks, dependencies
 from book.execution import over_budget, record_of
 from book.project import Project, declared_parameters, read_notebook, tags
+from ebmlib.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -73,6 +74,14 @@ def test_every_public_name_of_the_library_stands_on_the_api_page(smoke_book: Pat
         assert public <= set(vars(loaded))
         missing += [place for place in (f"{name}.{key}" for key in public) if place not in places]
     assert missing == []
+
+
+def test_the_table_of_recipes_is_on_its_page(smoke_book: Path):
+    text = (smoke_book / "book" / "notation.html").read_text("utf-8")
+    (table,) = re.findall(r"<table.*?Gradient clip.*?</table>", text, re.DOTALL)
+    assert table.count("<tr") == len(RECIPES) + 1
+    assert 'href="references.html#' in table
+    assert "1.9 \\cdot 10^{-2}" in table
 
 
 def test_pictures_have_a_text(smoke_book: Path):
