@@ -182,6 +182,30 @@ def test_vendored_files_are_unmodified_and_licensed(sums: Path):
     assert "LICENSE" in found
 
 
+def glossary() -> dict[str, str]:
+    """Each term of the glossary with what is said of it; a definition may have several terms."""
+    (text,) = re.findall(
+        r"```\{glossary\}\n:sorted:\n\n(.*?)```", (ROOT / "book/glossary.md").read_text("utf-8"), re.DOTALL
+    )
+    entries = [entry.strip("\n").split("\n  ") for entry in text.split("\n\n")]
+    return {term: " ".join(lines[1:]) for lines in entries for term in lines[0].split("\n")}
+
+
+def test_the_glossary_says_two_sentences_of_each_term_and_where_it_is_used():
+    said = glossary()
+    assert len(set(said.values())) >= 40
+    assert [term for term, text in said.items() if len(re.findall(r"\.(?= |$)", text)) != 2] == []
+    assert [term for term, text in said.items() if "{doc}`" not in text] == []
+
+
+def test_the_glossary_has_what_the_recipes_and_results_speak_of():
+    wanted = {"energy", "partition function", "Langevin dynamics", "ULA", "MALA", "HMC", "temperature", "mode", "EMA"}
+    wanted |= {"short-run chain", "persistent chain", "contrastive divergence", "replay buffer", "reservoir", "ELBO"}
+    wanted |= {"score matching", "recovery likelihood", "IWAE", "AIS", "reverse AIS", "bracketing", "FID", "KID", "MMD"}
+    wanted |= {"spectral normalization", "gradient-flow ODE"}
+    assert wanted - glossary().keys() == set()
+
+
 # The one lock file
 
 

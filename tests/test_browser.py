@@ -35,6 +35,7 @@ ONE_OF_EACH_KIND = (
     "book/notation.html",
     "book/results.html",
     "book/api.html",
+    "book/glossary.html",
     "book/references.html",
     "_modules/ebmlib/samplers.html",
     "notebooks/langevin_toy.html",
