@@ -40,7 +40,14 @@ def toc_pages() -> list[str]:
 def test_every_page_of_the_contents_is_built(smoke_book: Path):
     missing = [page for page in toc_pages() if not (smoke_book / f"{page}.html").is_file()]
     assert missing == []
-    assert (smoke_book / "index.html").is_file()
+
+
+def test_the_door_leads_to_the_first_page_and_has_an_icon_of_its_own(smoke_book: Path):
+    """A browser asks for /favicon.ico where a page names no icon, and the console tells of the failure."""
+    text = (smoke_book / "index.html").read_text("utf-8")
+    assert "url=book/index.html" in text
+    (icon,) = re.findall(r'<link rel="icon" href="(.*?)">', text)
+    assert (smoke_book / icon).is_file()
 
 
 def test_no_page_asks_another_host_for_anything(smoke_book: Path):
