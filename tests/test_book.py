@@ -54,6 +54,13 @@ def test_no_page_asks_another_host_for_anything(smoke_book: Path):
     assert checks.external_requests(smoke_book) == []
 
 
+def test_tables_that_notebooks_write_in_markdown_are_tables(smoke_book: Path):
+    text = (smoke_book / "notebooks" / "methods_toy.html").read_text("utf-8")
+    assert re.search(r"<th[^>]*><p>KL to the truth</p></th>", text)
+    raw = [page.name for page in smoke_book.rglob("*.html") if re.search(r"<p>\|[^<]*\|", page.read_text("utf-8"))]
+    assert raw == []
+
+
 def test_every_internal_link_leads_somewhere(smoke_book: Path):
     assert checks.dead_links(smoke_book) == []
 
