@@ -22,6 +22,9 @@ from book.project import Plan, Project, read_notebook, tags
 
 CELL_SECONDS = 900  # papermill's own default is to wait for ever
 NOTEBOOK_SECONDS = 1200
+# jupyter_client chooses a kernel's ports before the kernel binds them, so any other process may take one (its issue
+# 487). The kernel then dies before the first cell: nothing has run, and a second start is safe.
+NO_START = "Kernel died before replying to kernel_info"
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def _papermill(project: Project, plan: Plan) -> tuple[str | None, float, float]:
     log = out.with_name(f"{plan.name}.log")
     start = time.monotonic()
     code, memory, late = _run(command, project.root, _environment(project), log)
+    if code != 0 and not late and NO_START in log.read_text(errors="replace"):
+        code, memory, late = _run(command, project.root, _environment(project), log)
     seconds = time.monotonic() - start
     if code == 0 and not late:
         if runs is not None:

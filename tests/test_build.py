@@ -213,6 +213,36 @@ def test_a_kernel_that_dies_is_named_with_the_last_words(project: Project):
     assert "DeadKernelError" in outcome.error or "Kernel died" in outcome.error
 
 
+# Imported by every Python at its start: the first kernel that starts in the marker's folder dies as one does whose port
+# was taken.
+DIES_ONCE = """
+import os, pathlib, sys
+marker = pathlib.Path(os.environ["DIES_ONCE"])
+if "ipykernel_launcher" in sys.orig_argv and len(list(marker.iterdir())) < int(os.environ["DEATHS"]):
+    (marker / str(os.getpid())).touch()
+    os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_kernel_that_dies_before_the_first_cell_is_started_once_more(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deaths: int
+):
+    write(tmp_path, {"site/sitecustomize.py": DIES_ONCE, "deaths/.keep": ""})
+    (tmp_path / "deaths" / ".keep").unlink()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("DIES_ONCE", str(tmp_path / "deaths"))
+    monkeypatch.setenv("DEATHS", str(deaths))
+    (outcome,) = execute_all(project, [plan for plan in project.plans() if plan.name == "two"], 1, lambda line: None)
+    assert len(list((tmp_path / "deaths").iterdir())) == deaths
+    if deaths == 1:
+        assert outcome.error is None
+        assert executions(project.root, "two") == 1
+    else:
+        assert "Kernel died before replying" in outcome.error
+        assert executions(project.root, "two") == 0
+
+
 @pytest.fixture
 def tiny_book(project: Project) -> Project:
     """The project as a book with the real settings."""

@@ -19,6 +19,7 @@ import papermill
 import pytest
 import torch
 
+from book.execution import NO_START
 from ebmlib import checkpoint, recovery, results, settings
 from ebmlib.nets.energies import MLP
 from ebmlib.presets import NOTEBOOKS as SETTINGS
@@ -441,16 +442,28 @@ def test_a_killed_run_is_resumed_by_the_notebook(tmp_path: Path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NAMES)
 def test_many_papermill_runs_under_load_all_end(name: str, tmp_path: Path):
-    """Eight runs, four at once on however few cores: a kernel that waits for ever would show here."""
+    """Eight runs, four at once on however few cores: a kernel that waits for ever would show here.
 
-    def one(k: int) -> int:
+    Four at once choose ports at once, and jupyter_client lets go of a port before the kernel takes it (its issue 487).
+    A kernel that lost its port has run nothing: one of the eight may be started a second time for that, and for no
+    other reason.
+    """
+    lost = []
+
+    def one(k: int) -> tuple[int, str]:
         folder = tmp_path / str(k)
         folder.mkdir()
         given = ["-p", "preset", "smoke", "-p", "seed", str(k)]
         given += ["-p", "dataset", "fashion_mnist"] if name == "drl_cifar" else []
-        return run_papermill(
+        call = lambda: run_papermill(
             ROOT / "notebooks" / f"{name}.ipynb", folder / "out.ipynb", folder, *given, timeout=900
-        ).returncode
+        )
+        run = call()
+        if NO_START in run.stderr:
+            lost.append(k)
+            run = call()
+        return run.returncode, run.stderr[-1500:] if run.returncode else ""
 
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(one, range(8))) == [0] * 8
+        assert list(pool.map(one, range(8))) == [(0, "")] * 8
+    assert len(lost) <= 1
