@@ -19,7 +19,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help env book test test-slow lint format smoke mutants results compare lock clean
+.PHONY: help env book test test-slow lint format smoke lab mutants results compare lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -55,6 +55,15 @@ format: env ## let ruff format code and notebooks
 
 smoke: env ## every notebook at preset smoke, no pages
 	@$(RUN) -m book.build --preset smoke --no-pages
+
+# Beside the environment, too: JupyterLab would slow the start of every papermill run.
+build/lab: | env
+	@wanted=$$($(RUN) -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lab"][1])') && \
+	$(VENV)/bin/uv pip install --quiet --python $(RUN) --target build/lab.new -c requirements.lock "$$wanted" && \
+	rm -rf build/lab && mv build/lab.new build/lab
+
+lab: build/lab ## open the notebooks in JupyterLab, installed into build/lab on the first call
+	@PYTHONPATH=build/lab JUPYTERLAB_DIR=build/lab/share/jupyter/lab $(RUN) -m jupyterlab notebooks
 
 mutants: env ## plant slips in the library; the tests must catch each
 	@$(RUN) tests/mutants.py

@@ -106,6 +106,7 @@ def setup(app: Any) -> dict[str, bool]:
     """Sphinx calls this: book.api is one of the extensions in _config.yml."""
     app.connect("autodoc-process-docstring", _docstring_as_rst)
     app.connect("autodoc-process-signature", _signature_as_written)
+    app.connect("html-page-context", _signature_lines)
     return {"parallel_read_safe": True}
 
 
@@ -129,3 +130,18 @@ def _signature_as_written(
     node.args.args = [argument for argument in node.args.args if argument not in inside]
     returned = ast.unparse(node.returns).strip("'") if node.returns is not None else None
     return f"({ast.unparse(node.args)})", None if what == "class" else returned
+
+
+def _signature_lines(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:
+    if "body" in context:
+        context["body"] = signature_lines(context["body"])
+
+
+def signature_lines(body: str) -> str:
+    """The arguments of long signatures as lines of text: Sphinx makes them definitions of no term, which is no list."""
+
+    def as_lines(match: re.Match) -> str:
+        lines = re.sub(r"<dd>(.*?)</dd>", r'<span class="sig-line">\1</span>', match[0], flags=re.DOTALL)
+        return re.sub(r"</?dl>", "", lines)
+
+    return re.sub(r'<dt class="sig .*?</dt>', as_lines, body, flags=re.DOTALL)

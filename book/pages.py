@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from book import api
+from book import api, landing, methods, papers
 from book.execution import Outcome
 from book.project import Project, read_notebook, tags
 
@@ -39,6 +39,11 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     config = yaml.safe_load((project.root / "_config.yml").read_text())
     config = configured(config, os.environ.get("BOOK_REPOSITORY"), bool(script))
     filled_in = committed_numbers(project) | api.substitutions(project) | recipes_table(project)
+    if (project.root / "book" / "papers").is_dir():
+        rows = papers.collect(project, outcomes)
+        (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
+        filled_in |= methods.substitutions(rows)
+        filled_in |= landing.substitutions(project, outcomes, rows, folder / "book" / "_assets")
     config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = filled_in
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     contents = (project.root / "_toc.yml").read_text()

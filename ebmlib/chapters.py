@@ -139,7 +139,7 @@ class VAEBMToy:
     jumps: int = value(2, source="of the corrected chains, before the K steps", low=0)
     chains: int = value(256, source="at once", low=2)
     iterations: int = value(5000, source="of the energy", low=1)
-    compare_iterations: int = value(1000, source="in the comparison of four ways to sample", low=1)
+    compare_iterations: int = value(1000, source="in the comparison of six ways to sample", low=1)
     batch: int = value(256, 32, 32, "data; CIFAR-10", low=1)
     lr: float = value(1e-3, 4e-5, 4e-5, "Adam; here with a half cosine to 0", low=0)
     warmup: int = value(50, low=0)

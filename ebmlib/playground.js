@@ -760,6 +760,10 @@ function render({ model, el }) {
       ...[particles.row, seeds],
     ),
   );
+  // JupyterLab takes the keys of whatever has the focus, arrows too, unless that element itself says otherwise.
+  for (const control of root.querySelectorAll("input, select, button")) {
+    control.setAttribute("data-lm-suppress-shortcuts", "true");
+  }
 
   // What the panel tells, as [name, value, what exact samples have or null]; nothing once diverged.
   function findings() {
@@ -812,7 +816,10 @@ function render({ model, el }) {
     model.save_changes();
   }
 
+  // A live notebook renders a widget before it puts it on the page; until then there are no colors to paint with.
   function paintEnergy() {
+    picture = null;
+    if (!root.isConnected) return;
     const style = getComputedStyle(root);
     const color = (name) => style.getPropertyValue(name).trim().match(/\d+/g).map(Number);
     const [low, high] = [color("--ebm-low"), color("--ebm-high")];
@@ -828,6 +835,8 @@ function render({ model, el }) {
   }
 
   function draw() {
+    if (!picture) paintEnergy();
+    if (!picture) return;
     const side = Math.max(1, Math.round((canvas.clientWidth || 360) * (window.devicePixelRatio || 1)));
     if (canvas.width !== side) canvas.width = canvas.height = side;
     const context = canvas.getContext("2d");

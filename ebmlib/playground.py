@@ -11,6 +11,7 @@ such twin on a page to life (http and file://, offline, no loader). The book nee
 and its build writes `static_script()` into that folder as `langevin-static.js` before Sphinx runs.
 """
 
+import html
 import json
 import math
 import re
@@ -61,6 +62,35 @@ function hydrate() {
 
 if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", hydrate);
 else hydrate();
+"""
+
+# A page of its own, light or dark as the reader's system is.
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>TITLE</title>
+<link rel="icon" href="data:,">
+<script>
+document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+</script>
+<style>
+body { max-width: 50rem; margin: 1rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }
+[data-theme="dark"] body { background: rgb(18, 20, 23); color: rgb(230, 233, 237); }
+h1 { font-size: 1.25rem; }
+</style>
+</head>
+<body>
+<main>
+<h1>TITLE</h1>
+PLAYGROUND
+</main>
+<script>
+SCRIPT
+</script>
+</body>
+</html>
 """
 
 
@@ -165,6 +195,19 @@ class Playground(anywidget.AnyWidget):
             f'<div class="{STATIC_CLASS}"><script type="application/json">{state}</script>'
             f"<p>A Langevin playground on the {self.density} density. It needs JavaScript.</p></div>"
         )
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a page of its own, HTML that needs no kernel, no network and no other file.
+
+        FileExistsError where the path is taken, unless `overwrite`.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
+        title = html.escape(f"Langevin playground: {self.density}")
+        script = static_script().replace("</script", "<\\/script")
+        page = PAGE.replace("TITLE", title).replace("PLAYGROUND", self.static_html()).replace("SCRIPT", script)
+        path.write_text(page, encoding="utf-8")
 
 
 def _modes(energy: dict | densities.Density) -> dict:

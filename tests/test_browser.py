@@ -1,38 +1,26 @@
 """Built pages in a real browser: nothing fails, nothing is asked of another host, math is typeset, widgets live.
 
-Chromium is driven over WebDriver's plain HTTP, so nothing but chromium and chromedriver is needed.
+axe-core looks for what keeps people out.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import subprocess
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from browsing import CHROMIUM, DRIVER, Browser, served
 
 from book import checks
+from ebmlib.playground import Playground
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver", path=os.pathsep.join([os.environ.get("CHROMEWEBDRIVER", ""), os.environ["PATH"]]))
-FLAGS = [
-    *["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"],
-    *["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1280,900"],
-]
 ONE_OF_EACH_KIND = (
     "index.html",
     "book/index.html",
     "book/notation.html",
+    "book/paper_tables.html",
     "book/results.html",
     "book/api.html",
     "book/glossary.html",
@@ -42,14 +30,6 @@ ONE_OF_EACH_KIND = (
     "notebooks/drl_cifar.html",
     "search.html?q=langevin",
 )
-# Resolves once math, fonts and pictures have arrived, so that late failures are seen too; at the latest after 20 s.
-SETTLE = """
-const done = arguments[0];
-const math = window.MathJax && MathJax.startup ? MathJax.startup.promise : Promise.resolve();
-const pictures = [...document.images].map((i) => { i.loading = "eager"; return i.decode().catch(() => 0); });
-const arrived = math.catch(() => 0).then(() => Promise.all(pictures)).then(() => document.fonts.ready);
-Promise.race([arrived, new Promise((late) => setTimeout(late, 20000))]).then(() => setTimeout(done, 200));
-"""
 STATE = """
 const all = (q) => [...document.querySelectorAll(q)];
 return {
@@ -63,68 +43,6 @@ return {
 """
 
 
-class Browser:
-    """A headless Chromium over WebDriver, with its console and its network log."""
-
-    def __init__(self) -> None:
-        self.driver = subprocess.Popen(
-            [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        started = (re.search(r"successfully on port (\d+)", line) for line in self.driver.stdout)
-        self.address = f"http://127.0.0.1:{next(match[1] for match in started if match)}"
-        wanted = {
-            "goog:chromeOptions": {"binary": CHROMIUM, "args": FLAGS},
-            "goog:loggingPrefs": {"performance": "ALL", "browser": "ALL"},
-            "timeouts": {"script": 180_000, "pageLoad": 180_000},
-        }
-        session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self.session = f"/session/{session['sessionId']}"
-
-    def _ask(self, method: str, path: str, body: dict | None = None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with direct.open(request, timeout=240) as answer:
-                return json.load(answer)["value"]
-        except urllib.error.HTTPError as error:
-            raise RuntimeError(json.load(error)["value"]["message"]) from None
-
-    def open(self, address: str, width: int = 1280, height: int = 900) -> None:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
-        self._ask("POST", f"{self.session}/goog/cdp/execute", command)
-        self._ask("POST", f"{self.session}/url", {"url": address})
-        self._ask("POST", f"{self.session}/execute/async", {"script": SETTLE, "args": []})
-
-    def run(self, script: str):
-        return self._ask("POST", f"{self.session}/execute/sync", {"script": script, "args": []})
-
-    def console_errors(self) -> list[str]:
-        entries = self._ask("POST", f"{self.session}/se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
-
-    def network(self) -> tuple[list[str], list[str]]:
-        """(addresses asked for, addresses that failed) since the last call."""
-        asked, failed, names = [], [], {}
-        for entry in self._ask("POST", f"{self.session}/se/log", {"type": "performance"}):
-            event = json.loads(entry["message"])["message"]
-            kind, values = event["method"], event["params"]
-            if kind == "Network.requestWillBeSent":
-                names[values["requestId"]] = values["request"]["url"]
-                asked.append(values["request"]["url"])
-            elif kind == "Network.responseReceived" and values["response"]["status"] >= 400:
-                failed.append(f"{values['response']['status']} {values['response']['url']}")
-            elif kind == "Network.loadingFailed" and not values.get("canceled"):
-                failed.append(f"{values.get('errorText')} {names.get(values['requestId'])}")
-        return asked, failed
-
-    def close(self) -> None:
-        self._ask("DELETE", self.session)
-        self.driver.terminate()
-        self.driver.wait(10)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None or DRIVER is None:
@@ -134,17 +52,10 @@ def browser() -> Iterator[Browser]:
     browser.close()
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def site(smoke_book: Path) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(smoke_book))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(smoke_book) as address:
+        yield address
 
 
 def complaints(browser: Browser, site: str, page: str) -> list[str]:
@@ -172,10 +83,8 @@ def test_one_page_of_each_kind(browser: Browser, site: str):
 def test_the_checks_see_what_they_look_for(browser: Browser, tmp_path: Path):
     broken = '<title>x</title><img src="gone.png"><span class="math">\\(x\\)</span><script>missing()</script>'
     (tmp_path / "x.html").write_text(broken + '<img src="http://localhost:9/outside.png">')
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        found = "\n".join(complaints(browser, f"http://127.0.0.1:{server.server_port}/", "x.html"))
-        server.shutdown()
+    with served(tmp_path) as address:
+        found = "\n".join(complaints(browser, address, "x.html"))
     for word in ("missing is not defined", "404", "another host: http://localhost:9", "not typeset", "does not load"):
         assert word in found
 
@@ -189,6 +98,123 @@ def test_search_finds_pages_without_a_server_of_its_own(browser: Browser, site: 
             break
         time.sleep(0.25)
     assert hits >= 1
+
+
+def barriers(browser: Browser, site: str, page: str) -> list[str]:
+    """What axe-core finds on a page in light and in dark."""
+    found = []
+    for scheme in ("light", "dark"):
+        browser.open(site + page, scheme=scheme)
+        assert browser.run("return document.documentElement.dataset.theme") == scheme
+        found += [f"{page}, {scheme}: {finding}" for finding in browser.axe()]
+    return found
+
+
+def test_one_page_of_each_kind_has_no_barrier(browser: Browser, site: str):
+    # The API page has its turn in the slow group: axe takes half a minute on it.
+    pages = [page for page in ONE_OF_EACH_KIND if page != "book/api.html"]
+    found = [finding for page in pages for finding in barriers(browser, site, page)]
+    assert not found, "\n".join(found)
+
+
+def test_axe_sees_a_barrier(browser: Browser, tmp_path: Path):
+    page = '<html lang="en" data-theme="light"><title>x</title><main><img src="data:," ><p style="color: #bbb">pale</p>'
+    (tmp_path / "x.html").write_text(page)
+    browser.open((tmp_path / "x.html").as_uri())
+    found = "\n".join(browser.axe())
+    assert "image-alt" in found
+    assert "color-contrast" in found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_page_has_a_barrier(browser: Browser, site: str, smoke_book: Path):
+    # index.html at the root is a bare redirect to the first page.
+    pages = [str(path.relative_to(smoke_book)) for path in checks.html_pages(smoke_book)]
+    found = [finding for page in pages if page != "index.html" for finding in barriers(browser, site, page)]
+    assert not found, "\n".join(found)
+
+
+def test_the_first_screen_shows_a_moving_playground_and_five_papers(browser: Browser, site: str):
+    browser.open(site + "book/index.html")
+    step = "return +/Step (\\d+)/.exec(document.querySelector('.ebm-hero .ebm-status').textContent)[1]"
+    first = browser.run(step)
+    time.sleep(1)
+    assert browser.run(step) > first
+    state = browser.run("""
+        const cards = [...document.querySelectorAll(".ebm-cards li")];
+        const code = [...document.querySelectorAll("pre")].find((pre) => pre.textContent.startsWith("make book"));
+        return {
+          papers: cards.map((card) => card.querySelector("img").naturalWidth),
+          answers: cards.map((card) => /paper: .*\\d.* \\| ours: .*\\d/.test(card.textContent)),
+          bottom: code.getBoundingClientRect().bottom,
+        };
+    """)
+    assert len(state["papers"]) == 5
+    assert min(state["papers"]) > 0
+    assert state["answers"] == [True] * 5
+    assert state["bottom"] <= 900
+
+
+# The playground on a page of its own
+
+
+STEP = "document.querySelector('.ebm-playground input[type=range]')"
+STATUS = "document.querySelector('.ebm-status').textContent"
+
+
+@pytest.fixture(params=["http", "file"])
+def alone(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> Iterator[Browser]:
+    """A browser at a page that holds one playground, served and as a file; the picture is one of a phone."""
+    Playground("gaussian", steps=1_000_000, particles=1000).save(tmp_path / "page.html")
+    with served(tmp_path) as address:
+        at = f"{address}page.html" if request.param == "http" else (tmp_path / "page.html").as_uri()
+        browser.open(at, width=390, height=844)
+        yield browser
+    assert browser.console_errors() == []
+
+
+def move(browser: Browser, how: str) -> None:
+    """Moves the step's slider to its right end."""
+    browser.run(f"{STEP}.scrollIntoView({{block: 'center'}})")
+    box = browser.run(f"const b = {STEP}.getBoundingClientRect(); return [b.left, b.right, (b.top + b.bottom) / 2]")
+    left, right, y = box
+    if how == "keyboard":
+        browser.run(f"{STEP}.focus()")
+        browser.key("End")
+        return
+    x0 = left + 8 + float(browser.run(f"return {STEP}.value")) * (right - left - 16)
+    pointer = {"type": "pointer", "id": how, "parameters": {"pointerType": how}}
+    moves = [
+        {"type": "pointerMove", "duration": 50, "x": round(x), "y": round(y)} for x in (x0, (x0 + right) / 2, right)
+    ]
+    actions = [moves[0], {"type": "pointerDown", "button": 0}, *moves[1:], {"type": "pointerUp", "button": 0}]
+    browser.actions([pointer | {"actions": actions}])
+
+
+@pytest.mark.parametrize("how", ["mouse", "touch", "keyboard"])
+def test_a_slider_changes_the_run(alone: Browser, how: str):
+    # The standard normal's step is stable up to 2. The right end is beyond: the chain that ran must freeze and say so.
+    first = alone.run(f"return {STATUS}")
+    assert re.match(r"Step \d+ of 1000000. Mean energy \d", first), first
+    time.sleep(0.6)
+    assert alone.run(f"return {STATUS}") != first
+    move(alone, how)
+    for _ in range(50):
+        if alone.run("return document.querySelectorAll('.ebm-diverged').length"):
+            break
+        time.sleep(0.2)
+    said = alone.run(f"return {STATUS}")
+    assert "above the stability limit 2/L = 2.00" in said, said
+    assert not re.search(r"e\+?\d\d|NaN|Infinity", said)
+
+
+def test_reduced_motion_starts_paused(browser: Browser, tmp_path: Path):
+    Playground("gaussian").save(tmp_path / "page.html")
+    browser.open((tmp_path / "page.html").as_uri(), motion="reduce")
+    time.sleep(0.5)
+    assert browser.run("return document.querySelector('.ebm-play').textContent") == "Play"
+    assert browser.run(f"return {STATUS}").startswith("Step 0 ")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from docutils.core import publish_doctree
 from docutils.nodes import literal
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from book import api, build, checks, dependencies, pages
+from book import api, build, checks, dependencies, pages, papers
 from book.execution import Outcome, Record, execute_all, failing_cell, over_budget
 from book.project import Plan, Project
 from ebmlib import results
@@ -344,6 +344,17 @@ def test_an_indented_paragraph_of_a_docstring_keeps_its_lines():
     assert [node.astext() for node in document] == ["Such as", "a: [1]  # one\nb: `2`", "and no more."]
 
 
+def test_arguments_of_long_signatures_are_lines_and_no_list_of_nothing():
+    body = (
+        '<dl class="py"><dt class="sig x">f(\n<dl>\n<dd><em>a</em>,</dd>\n<dd><em>b</em></dd>\n</dl>\n)</dt>'
+        "<dd><p>What it does.</p></dd></dl>"
+    )
+    assert api.signature_lines(body) == (
+        '<dl class="py"><dt class="sig x">f(\n\n<span class="sig-line"><em>a</em>,</span>\n'
+        '<span class="sig-line"><em>b</em></span>\n\n)</dt><dd><p>What it does.</p></dd></dl>'
+    )
+
+
 def test_the_api_page_takes_every_public_name_with_what_is_said_of_it(project: Project):
     write(
         project.root,
@@ -524,3 +535,65 @@ def test_a_progress_bar_that_clears_itself_leaves_nothing_on_the_page():
     kept = pages.as_terminal([*bar, stream("stdout", "9 iterations\n"), stream("stderr", "\r"), shown])
     assert kept == [stream("stdout", "9 iterations"), shown]
     assert pages.as_terminal([stream("stdout", "one\n"), stream("stdout", "two\n")]) == [stream("stdout", "one\ntwo")]
+
+
+TABLE = """
+title = "A paper"
+cite = "someone2020"
+order = {order}
+
+[[table]]
+source = "Table {order}"
+title = "FID < 10"
+columns = ["FID", "IS"]
+quoted = [["another work", "20.1", "5.0"]]
+
+[[table.row]]
+name = "with noise"
+values = ["9.60", ""]
+ours = [{{ notebook = "one", name = "FID", dataset = "toy" }}]
+command = "papermill one.ipynb out.ipynb"
+"""
+
+
+def test_the_papers_rows_stand_beside_ours_committed_ones_first(tmp_path: Path):
+    write(tmp_path, {"book/papers/b.toml": TABLE.format(order=2), "book/papers/a.toml": TABLE.format(order=10)})
+    row = results.Row("FID", 4.0, 0.1, dataset="toy", preset="paper")
+    project = Project(tmp_path)
+    (tmp_path / "data" / "results").mkdir(parents=True)
+    committed = results.with_means([replace(row, value=4.0 + seed, seed=seed) for seed in (0, 1)])
+    results.save(tmp_path / "data" / "results" / "one.json", committed)
+    quick = replace(row, value=7.0, preset="quick", seed=0)
+    shown = new_output("display_data", {results.MIME: [asdict(quick), asdict(committed[0])], "text/html": "x"})
+    outcome = executed(tmp_path, new_code_cell("results.show(rows)", outputs=[shown]))
+    outcome = replace(outcome, plan=replace(outcome.plan, name="one"))
+    rows = papers.collect(project, [outcome])
+    assert [found.value for found in rows.of("one", "FID", "toy")] == [4.5, 7.0]
+    text = papers.page(project, rows)
+    assert text.index("Table 2: FID < 10") < text.index("Table 10")
+    line = re.search(r"<tr><th scope=.row.>with noise.*?</tr>", text)[0]
+    assert line.index("4.50 ± 0.50") < line.index("preset paper, 2 seeds") < line.index("7.00 ± 0.10")
+    assert "<code>papermill one.ipynb out.ipynb</code>" in line
+    assert "<summary>1 row of other works" in text
+    assert "{cite:t}`someone2020`" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('["9.60", ""]', '["9.60"]', "'with noise' has 1 values, not 2"),
+        ('"20.1", "5.0"', '"20.1"', "'another work' has 1 values, not 2"),
+        ("ours = ", "others = ", "neither a row of ours nor a reason"),
+    ],
+)
+def test_a_paper_row_of_wrong_shape_or_without_an_answer_is_refused(tmp_path: Path, old: str, new: str, named: str):
+    write(tmp_path, {"a.toml": TABLE.format(order=1).replace(old, new)})
+    with pytest.raises(ValueError, match=named):
+        papers.load(tmp_path)
+
+
+def test_a_row_of_ours_that_no_run_made_is_an_error_once_all_have_run(tmp_path: Path):
+    write(tmp_path, {"book/papers/a.toml": TABLE.format(order=1)})
+    assert "with noise" in papers.page(Project(tmp_path), papers.Rows({}, complete=False))
+    with pytest.raises(LookupError, match="no run made such a row"):
+        papers.page(Project(tmp_path), papers.Rows({}, complete=True))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browsing import CHROMIUM, DRIVER, Browser, served
 
 from ebmlib import densities, recovery, samplers
 from ebmlib.core import evaluating
@@ -18,7 +19,6 @@ from ebmlib.nets.energies import MLP, TimeMLP
 from ebmlib.playground import Playground, static_script
 
 NODE = shutil.which("node")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_node = pytest.mark.skipif(NODE is None, reason="Node is not installed")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
@@ -90,9 +90,50 @@ def exact_walk():
     return {"spec": levels_spec(at_level, tables, 400, 3.0, n=33, walls=8.0), "a": 0.5, "b": 1.0, "seed": 1, "n": 2000}
 
 
-@pytest.fixture(scope="module")
-def node():
-    """One Node run for all checks: points in and around each box, chains on N(0, s^2), random numbers."""
+NODE_RUN = """
+import { readFileSync } from "node:fs";
+const module = (path) => import("data:text/javascript;base64," + readFileSync(path).toString("base64"));
+const [playground, { check }] = await Promise.all(process.argv.slice(1, 3).map(module));
+console.log(JSON.stringify(check(playground, JSON.parse(readFileSync(0, "utf8")))));
+"""
+BROWSER_RUN = """
+const done = arguments[0];
+const modules = ["playground.js", "playground_check.mjs"].map((name) => import("/" + name));
+Promise.all([...modules, fetch("/task.json").then((answer) => answer.json())])
+  .then(([playground, { check }, task]) => done(JSON.stringify(check(playground, task))))
+  .catch((error) => done(String(error)));
+"""
+SOURCES = Path(__file__).parents[1] / "ebmlib" / "playground.js", Path(__file__).with_name("playground_check.mjs")
+
+
+def in_node(task: dict) -> dict:
+    command = [NODE, "--input-type=module", "-e", NODE_RUN, *map(str, SOURCES)]
+    run = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, timeout=400)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+def in_chromium(task: dict, folder: Path) -> dict:
+    for source in SOURCES:
+        shutil.copy(source, folder)
+    (folder / "task.json").write_text(json.dumps(task))
+    (folder / "index.html").write_text("<!doctype html><title>x</title>")
+    browser = Browser()
+    try:
+        with served(folder) as address:
+            browser.open(address)
+            return json.loads(browser.wait_for(BROWSER_RUN))
+    finally:
+        browser.close()
+
+
+@pytest.fixture(scope="module", params=["node", "chromium"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """One run of all checks in each engine: points in and around each box, chains on N(0, s^2), random numbers."""
+    if request.param == "node" and NODE is None:
+        pytest.skip("Node is not installed")
+    if request.param == "chromium" and (CHROMIUM is None or DRIVER is None):
+        pytest.skip("Chromium or chromedriver is not installed")
     rng = torch.Generator().manual_seed(0)
     cube = 2 * torch.rand(500, 2, generator=rng, dtype=torch.float64) - 1
     points = {name: 1.5 * target.box * cube for name, target in TARGETS.items()}
@@ -128,10 +169,7 @@ def node():
         "seed": 5,
         "erfcx": [0.0, 1e-3, 0.5, 1.0, 1.999, 2.0, 2.5, 4.0, 30.0, 400.0],
     }
-    script = Path(__file__).with_name("playground_check.mjs")
-    run = subprocess.run([NODE, script], input=json.dumps(task), capture_output=True, text=True, timeout=400)
-    assert run.returncode == 0, run.stderr
-    out = json.loads(run.stdout)
+    out = in_node(task) if request.param == "node" else in_chromium(task, tmp_path_factory.mktemp("engine"))
     out["energies"] = dict(zip(points, torch.tensor(out["energies"], dtype=torch.float64)))
     return points, task, out
 
@@ -144,19 +182,17 @@ def with_gradient(energy, x):
     return torch.cat([value[:, None], gradient], 1).detach()
 
 
-@needs_node
 @pytest.mark.parametrize("name", TARGETS)
-def test_energies_and_gradients_equal_torch(node, name):
-    points, _, out = node
+def test_energies_and_gradients_equal_torch(engine, name):
+    points, _, out = engine
     exact = with_gradient(TARGETS[name].energy, points[name])
     torch.testing.assert_close(out["energies"][name], exact, rtol=1e-7, atol=1e-5)
     assert exact[:, 0].max() - exact[:, 0].min() > 10  # the points reach the tails
 
 
-@needs_node
 @pytest.mark.parametrize("name", NETS)
-def test_nets_equal_torch(node, name):
-    points, _, out = node
+def test_nets_equal_torch(engine, name):
+    points, _, out = engine
     net, options = copy.deepcopy(NETS[name][0]).double(), NETS[name][1]
     energy = lambda x: net(options.get("factor", 1.0) * x) / options.get("temperature", 1.0)
     with evaluating(net):
@@ -165,9 +201,8 @@ def test_nets_equal_torch(node, name):
     assert exact[:, 1:].std(0).min() > 0.01  # the gradient is not one constant
 
 
-@needs_node
-def test_tables_equal_their_torch_twin_and_the_energy(node):
-    points, _, out = node
+def test_tables_equal_their_torch_twin_and_the_energy(engine):
+    points, _, out = engine
     x, page = points["table"], out["energies"]["table"]
     torch.testing.assert_close(page, with_gradient(table_energy(TABLE), x), rtol=1e-7, atol=1e-7)
     exact = with_gradient(ripple, x)
@@ -181,22 +216,20 @@ def test_a_table_errs_by_the_fourth_power_of_the_spacing():
     assert 11 < error[0] / error[1] < 25
 
 
-@needs_node
 @pytest.mark.parametrize("k", range(len(PAIRS)))
-def test_stationary_variance_of_the_chain(node, k):
+def test_stationary_variance_of_the_chain(engine, k):
     a, b = PAIRS[k]
     exact = b**2 / (2 * a / S**2 - a**2 / S**4)  # contraction (1 - a/s^2)^(2 * 80) is below 1e-7
     se = exact * math.sqrt(2 / (2 * N))  # the law is normal with mean 0, 2N coordinates
-    z = (node[2]["chains"][k]["second"] - exact) / se
+    z = (engine[2]["chains"][k]["second"] - exact) / se
     assert abs(z) < 4
     if k == 1:
         assert abs(exact - S**2) > 20 * se  # the bias of the step is seen, not only the target's variance
 
 
-@needs_node
 @pytest.mark.parametrize("k", range(3))
-def test_updates_equal_torch(node, k):
-    task, out = node[1]["updates"][k], node[2]["updates"][k]
+def test_updates_equal_torch(engine, k):
+    task, out = engine[1]["updates"][k], engine[2]["updates"][k]
     x, noise, end = (torch.tensor(out[name], dtype=torch.float64) for name in ("start", "noise", "end"))
     x, noise = x.reshape(-1, 2), noise.reshape(task["steps"], -1, 2)
     first = copy.deepcopy(NETS["3x24"][0]).double()
@@ -210,17 +243,16 @@ def test_updates_equal_torch(node, k):
     torch.testing.assert_close(end.reshape(-1, 2), x, rtol=1e-5, atol=1e-5)
 
 
-@needs_node
 @pytest.mark.parametrize("k", range(3))
-def test_a_walk_down_the_levels_equals_torch(node, k):
+def test_a_walk_down_the_levels_equals_torch(engine, k):
     """Algorithm 2 on the page: every conditional energy, pair and rescaling of `recovery`, with the page's noise."""
-    out = node[2]["walks"][k]
+    out = engine[2]["walks"][k]
     net = copy.deepcopy(TIME_NETS[WALKS[k][0]]).double()
     x, noise, end = (torch.tensor(out[name], dtype=torch.float64).reshape(-1, 2) for name in ("start", "noise", "end"))
     noise = iter(noise.reshape(-1, *x.shape))
     at_level, T = recovery.levels(net.at, NOISING), NOISING.T
     if k == 2:
-        energies = [table_energy(spec) for spec in node[1]["walks"][k]["spec"]["energies"]]
+        energies = [table_energy(spec) for spec in engine[1]["walks"][k]["spec"]["energies"]]
         at_level = lambda t: energies[int(t[0])]
     with evaluating(net):
         for level in reversed(range(T)):
@@ -236,9 +268,8 @@ def test_a_walk_down_the_levels_equals_torch(node, k):
     assert (x - first).square().mean() > 0.01  # it went somewhere
 
 
-@needs_node
-def test_a_walk_down_exact_levels_returns_the_data_law(node):
-    task, out = node[1]["walks"][3], node[2]["walks"][3]
+def test_a_walk_down_exact_levels_returns_the_data_law(engine):
+    task, out = engine[1]["walks"][3], engine[2]["walks"][3]
     x = torch.tensor(out["end"], dtype=torch.float64).reshape(-1, 2) / task["spec"]["scale"][0]
     z = (x.mean(0) - torch.tensor([0.5, -0.3])) / (1.1 / math.sqrt(2000))
     assert z.abs().max() < 4
@@ -256,19 +287,17 @@ def test_a_levels_table_is_the_levels_energy():
         assert error < 1e-3 * exact.std()
 
 
-@needs_node
-def test_starts(node):
-    uniform, normal, data = (torch.tensor(out["start"]).reshape(-1, 2) for out in node[2]["updates"])
+def test_starts(engine):
+    uniform, normal, data = (torch.tensor(out["start"]).reshape(-1, 2) for out in engine[2]["updates"])
     assert uniform.abs().max() <= 2
     assert abs(uniform.square().mean() - 4 / 3) < 4 * math.sqrt(16 * (1 / 5 - 1 / 9) / 80)
     assert abs(normal.square().mean() - 0.25) < 4 * 0.25 * math.sqrt(2 / 80)
     torch.testing.assert_close(data, torch.tensor([[0.5, -1.0], [2.0, 0.1]]).repeat(20, 1))
 
 
-@needs_node
-def test_mala_is_exact_at_its_temperature_and_in_walls(node):
+def test_mala_is_exact_at_its_temperature_and_in_walls(engine):
     """At a step where the plain chain is 2.5 times too wide; the second pair has temperature b^2 / 2a, not 1."""
-    one, cool, walled = node[2]["mala"]
+    one, cool, walled = engine[2]["mala"]
     se = math.sqrt(2 / 8000)
     assert abs(one["second"] / S**2 - 1) < 4 * se
     temperature = 1 / 2.4
@@ -283,11 +312,10 @@ def test_mala_is_exact_at_its_temperature_and_in_walls(node):
     assert 0.2 < one["rate"] < 0.9
 
 
-@needs_node
-def test_the_panel_counts_what_it_says(node):
+def test_the_panel_counts_what_it_says(engine):
     """Cells' masses, the histogram's distance, its mean for exact samples, the exact energy and the modes."""
     nine = TARGETS["9-gaussians"]
-    for task, out in zip(node[1]["panel"], node[2]["panel"]):
+    for task, out in zip(engine[1]["panel"], engine[2]["panel"]):
         box, x = task["box"], torch.tensor(task["points"], dtype=torch.float64)
         edges = torch.linspace(-box, box, 17, dtype=torch.float64)
         normal = torch.distributions.Normal(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64), 0.16)
@@ -305,16 +333,15 @@ def test_the_panel_counts_what_it_says(node):
         assert out["energy"] == pytest.approx(-densities.mean_log_prob(nine), abs=1e-3)
         near = torch.cdist(x, nine.modes.double()) < 0.48
         assert out["visited"] == int(near.any(0).sum())
-    first, second = node[2]["panel"]
+    first, second = engine[2]["panel"]
     assert first["visited"] == 9
     assert second["visited"] == 3
     assert abs(first["distance"] - first["expected"][1]) < 0.05
     assert second["distance"] > 0.6
 
 
-@needs_node
-def test_divergence_stops_and_says_why(node):
-    unstable, noisy = node[2]["chains"][-2:]
+def test_divergence_stops_and_says_why(engine):
+    unstable, noisy = engine[2]["chains"][-2:]
     assert unstable["diverged"]
     assert unstable["count"] < 100  # |1 - 2.4|^k passes 1e3 near k = 21
     assert unstable["text"].startswith(f"Diverged at step {unstable['count']}: step size a = 1.18 above the stability")
@@ -322,10 +349,9 @@ def test_divergence_stops_and_says_why(node):
     assert "left |x| < 1000" in noisy["text"]
 
 
-@needs_node
-def test_random_numbers(node):
-    u = torch.tensor(node[2]["uniforms"], dtype=torch.float64)
-    z = torch.tensor(node[2]["normals"], dtype=torch.float64)
+def test_random_numbers(engine):
+    u = torch.tensor(engine[2]["uniforms"], dtype=torch.float64)
+    z = torch.tensor(engine[2]["normals"], dtype=torch.float64)
     n = len(u)
     assert 0 < u.min() < u.max() < 1
     counts = torch.histc(u, 100, 0, 1)
@@ -337,10 +363,9 @@ def test_random_numbers(node):
     assert abs((u[1:] * u[:-1]).mean() - 0.25) < 4 * math.sqrt(7 / 144 / n)
 
 
-@needs_node
-def test_erfcx_equals_scipy(node):
+def test_erfcx_equals_scipy(engine):
     special = pytest.importorskip("scipy.special")
-    _, task, out = node
+    _, task, out = engine
     torch.testing.assert_close(
         torch.tensor(out["erfcx"]).double(), torch.tensor(special.erfcx(task["erfcx"])).double(), rtol=1e-6, atol=0
     )

@@ -192,7 +192,8 @@ class FromRGB(nn.Module):
 class Primal(nn.Module):
     """Two 3x3 convolutions, the second with stride 2, and a shortcut, one convolution and pooling; sum / sqrt(2).
 
-    (B, inner, H, W) to (B, outer, H/2, W/2); swish after each of the two. Source: CF-EBM, Appendix A.1.
+    (B, inner, H, W) to (B, outer, H/2, W/2); swish after each of the two. Source: CF-EBM, Appendix A.1; the
+    shortcut's convolution and the sqrt(2) as in the released code.
     """
 
     def __init__(self, inner: int, outer: int, spectral: bool, padding: str):

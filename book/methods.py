@@ -1,0 +1,73 @@
+"""The table of "Which method should I use?", from the rows of methods_toy: the committed ones where there are some."""
+
+from __future__ import annotations
+
+import html
+
+from book.papers import Rows
+
+MEASURES = ("KL to the truth", "MMD^2 of samples")
+
+
+def substitutions(rows: Rows) -> dict[str, str]:
+    """{{ methods_source }}, {{ methods_best }} and {{ methods_table }}; a sentence instead where no run made rows."""
+    found = _by_method(rows)
+    if not found:
+        nothing = "This build has no rows of {doc}`the comparison <../notebooks/methods_toy>`."
+        return {"methods_source": nothing, "methods_best": "", "methods_table": ""}
+    targets = list(dict.fromkeys(target for method in found.values() for target, _ in method))
+    any_row = next(iter(next(iter(found.values())).values()))
+    seeds = f"{len(any_row.seed)} seeds" if isinstance(any_row.seed, list) else "one seed"
+    source = f"preset `{any_row.preset}`, {seeds}, {any_row.device}"
+    return {
+        "methods_source": source,
+        "methods_best": _best(found, targets),
+        "methods_table": f"```{{raw}} html\n{_table(found, targets)}\n```",
+    }
+
+
+def _by_method(rows: Rows) -> dict[str, dict[tuple[str, str], object]]:
+    """method: {(target, measure): row}, of the longest preset with rows, methods as the chapter has them."""
+    of_chapter = {key: found for key, found in rows.found.items() if key[0] == "methods_toy"}
+    presets = {row.preset for found in of_chapter.values() for row in found}
+    preset = "paper" if "paper" in presets else next(iter(presets), None)
+    methods: dict[str, dict[tuple[str, str], object]] = {}
+    for (_, name, target), found in of_chapter.items():
+        measure, _, method = name.partition(", ")
+        row = next((row for row in found if row.preset == preset), None)
+        if measure in (*MEASURES, "evaluations") and row is not None and method != "data":
+            methods.setdefault(method, {})[target, measure] = row
+    return methods
+
+
+def _best(found: dict, targets: list[str]) -> str:
+    """The first two of each measure on each target, in words."""
+    lines = []
+    for target in targets:
+        said = []
+        for measure, what in zip(MEASURES, ("as a density", "in its samples")):
+            judged = sorted(
+                (m for m in found if (target, measure) in found[m]), key=lambda m: found[m][target, measure].value
+            )
+            said.append(f"closest {what}: {', then '.join(judged[:2])}")
+        lines.append(f"- **{target}**, {'; '.join(said)}.")
+    return "\n".join(lines)
+
+
+def _table(found: dict, targets: list[str]) -> str:
+    from ebmlib import results
+
+    titles = ["method", *(f"{target}: {measure}" for target in targets for measure in MEASURES), "seconds a training"]
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+    body = []
+    for method, rows in found.items():
+        keys = [(target, measure) for target in targets for measure in MEASURES]
+        cells = [results.quantity(rows[key].value, rows[key].se) if key in rows else "diverged" for key in keys]
+        seconds = [row.seconds for (_, measure), row in rows.items() if measure == "evaluations" and row.seconds]
+        cells.append(f"{sum(seconds) / len(seconds):.3g}" if seconds else "")
+        line = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        body.append(f'<tr><th scope="row">{html.escape(method)}</th>{line}</tr>')
+    return (
+        '<div class="ebm-results" style="overflow-x: auto" role="region" aria-label="Methods" tabindex="0">'
+        f'<table class="ebm-paper-table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    )

@@ -1,0 +1,138 @@
+"""The papers' tables beside our rows: `book/papers/*.toml` hold what a paper prints, results what we ran.
+
+A table has `columns`, rows of other works that the paper repeats (`quoted`), and rows of the paper itself. Each of
+those names the rows of ours that answer it (`ours`), the command that would run it, and why it was not run or how ours
+differs. A row of ours that is nowhere to be found, or a paper's row without an answer and a reason, is an error.
+"""
+
+from __future__ import annotations
+
+import html
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from book.execution import Outcome
+from book.project import Project
+
+OURS = ("ours", "command", "not run, or what differs")  # behind the paper's own columns
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Every row that prose and tables may quote, by (notebook, name, dataset): the committed ones first, then quick."""
+
+    found: dict[tuple[str, str, str], list]
+    complete: bool  # whether every notebook's page was made at quick: then a row that is missing is an error
+
+    def of(self, notebook: str, name: str, dataset: str) -> list:
+        return self.found.get((notebook, name, dataset), [])
+
+
+def collect(project: Project, outcomes: list[Outcome]) -> Rows:
+    """Committed rows as means over their seeds, then those of the build's own executions that are not the same."""
+    from ebmlib import results
+
+    found: dict[tuple[str, str, str], list] = {}
+    committed = {path.stem: results.load(path)[0] for path in sorted((project.root / "data/results").glob("*.json"))}
+    everywhere = [row for rows in committed.values() for row in rows]
+    for notebook, rows in committed.items():
+        for row in results.summary(rows):
+            found.setdefault((notebook, row.name, row.dataset), []).append(row)
+    for outcome in outcomes:
+        if outcome.notebook is None or results.MIME not in outcome.notebook.read_text(encoding="utf-8"):
+            continue
+        for row in results.read(outcome.notebook):
+            if row not in everywhere:
+                found.setdefault((outcome.plan.name, row.name, row.dataset), []).append(row)
+    complete = project.preset == "quick" and all(outcome.error is None for outcome in outcomes)
+    return Rows(found, complete)
+
+
+def load(folder: Path) -> list[dict]:
+    """The papers' tables by the `order` of their files; ValueError names the first row that has a wrong shape."""
+    papers = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))]
+    for paper in papers:
+        for table in paper["table"]:
+            where, width = f"{paper['title']}, {table['source']}", len(table["columns"])
+            for quoted in table.get("quoted", []):
+                if len(quoted) != width + 1:
+                    raise ValueError(
+                        f"{where}: the quoted row {quoted[0]!r} has {len(quoted) - 1} values, not {width}."
+                    )
+            for row in table.get("row", []):
+                if len(row["values"]) != width:
+                    raise ValueError(f"{where}: the row {row['name']!r} has {len(row['values'])} values, not {width}.")
+                if not row.get("ours") and not row.get("why"):
+                    raise ValueError(f"{where}: the row {row['name']!r} has neither a row of ours nor a reason.")
+    return sorted(papers, key=lambda paper: paper["order"])
+
+
+def page(project: Project, rows: Rows) -> str:
+    """The page of all tables as Markdown; LookupError where a table names a row of ours that no run made."""
+    lines = [
+        "# The papers' tables",
+        "",
+        "Every row of every table of the five papers, and the numbers that stand in their prose alone. Beside each: "
+        "what we measured, at which preset, with one standard error where there is one; the command that runs the "
+        "paper's own setting; and why it was not run, or in what ours differs. No number of ours is typed by hand. "
+        "Rows of other works that a paper repeats are folded: they are the paper's to vouch for. "
+        "Everything that we measured, with protocol, seeds and hardware, stands under {doc}`results`.",
+        "",
+    ]
+    for paper in load(project.root / "book" / "papers"):
+        lines += [f"## {paper['title']}", "", f"{{cite:t}}`{paper['cite']}`. {paper.get('note', '')}".rstrip(), ""]
+        for table in paper["table"]:
+            lines += [f"### {table['source']}: {table['title']}", "", "```{raw} html", _table(table, rows), "```", ""]
+    return "\n".join(lines)
+
+
+def _table(table: dict, rows: Rows) -> str:
+    parts = []
+    if table.get("row"):
+        body = [[*map(html.escape, (row["name"], *row["values"])), *_answer(row, rows)] for row in table["row"]]
+        parts.append(_html(("row", *table["columns"], *OURS), body, table["title"]))
+    if table.get("quoted"):
+        body = [[html.escape(cell) for cell in quoted] for quoted in table["quoted"]]
+        count = f"{len(body)} row{'s' * (len(body) > 1)} of other works that the paper's table repeats"
+        inside = _html(("row", *table["columns"]), body, f"{table['title']}, other works")
+        parts.append(f"<details><summary>{count}</summary>{inside}</details>")
+    return "".join(parts)
+
+
+def _answer(row: dict, rows: Rows) -> list[str]:
+    ours = [line for asked in row.get("ours", []) for line in answers(asked, rows)]
+    command = f"<code>{html.escape(row['command'])}</code>" if row.get("command") else ""
+    return ["<br>".join(ours), command, html.escape(row.get("why", ""))]
+
+
+def answers(asked: dict, rows: Rows) -> list[str]:
+    """HTML for each row of ours that was asked for: value, preset, seeds, data set."""
+    from ebmlib import results
+
+    found = rows.of(asked["notebook"], asked["name"], asked["dataset"])
+    if not found and rows.complete:
+        raise LookupError(f"book/papers asks for {asked}, and no run made such a row.")
+    lines = []
+    for row in found:
+        seeds = f", {len(row.seed)} seeds" if isinstance(row.seed, list) and len(row.seed) > 1 else ""
+        unit = f" {row.unit}" if row.unit else ""
+        about = f"{row.name}; {row.dataset}; preset {row.preset}{seeds}"
+        lines.append(
+            f"<strong>{html.escape(results.quantity(row.value, row.se) + unit)}</strong> "
+            f'<small class="ebm-results-note">{html.escape(about)}</small>'
+        )
+    return lines
+
+
+def _html(titles: tuple[str, ...], body: list[list[str]], label: str) -> str:
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+    lines = [
+        f'<tr><th scope="row">{cells[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
+        for cells in body
+    ]
+    return (
+        f'<div class="ebm-results" style="overflow-x: auto" role="region" aria-label="{html.escape(label)}" '
+        f'tabindex="0"><table class="ebm-paper-table"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
