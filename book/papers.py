@@ -15,7 +15,7 @@ from pathlib import Path
 from book.execution import Outcome
 from book.project import Project
 
-OURS = ("ours", "command", "not run, or what differs")  # behind the paper's own columns
+OURS = ("ours", "not run, or what differs", "command")  # behind the paper's own columns
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,28 @@ def page(project: Project, rows: Rows) -> str:
     for paper in load(project.root / "book" / "papers"):
         lines += [f"## {paper['title']}", "", f"{{cite:t}}`{paper['cite']}`. {paper.get('note', '')}".rstrip(), ""]
         for table in paper["table"]:
-            lines += [f"### {table['source']}: {table['title']}", "", "```{raw} html", _table(table, rows), "```", ""]
+            lines += [
+                f"### {table['source'][0].upper()}{table['source'][1:]}: {table['title']}",
+                "",
+                "```{raw} html",
+                _table(table, rows),
+                "```",
+                "",
+            ]
     return "\n".join(lines)
 
 
 def _table(table: dict, rows: Rows) -> str:
     parts = []
     if table.get("row"):
-        body = [[*map(html.escape, (row["name"], *row["values"])), *_answer(row, rows)] for row in table["row"]]
-        parts.append(_html(("row", *table["columns"], *OURS), body, table["title"]))
+        answered = [_answer(row, rows) for row in table["row"]]
+        told = [k for k in range(len(OURS)) if any(answer[k] for answer in answered)]  # columns that are not empty
+        body = [
+            [*map(html.escape, (row["name"], *row["values"])), *(answer[k] for k in told)]
+            for row, answer in zip(table["row"], answered)
+        ]
+        titles = ("row", *table["columns"], *(OURS[k] for k in told))
+        parts.append(_html(titles, body, table["title"], words=len(told)))
     if table.get("quoted"):
         body = [[html.escape(cell) for cell in quoted] for quoted in table["quoted"]]
         count = f"{len(body)} row{'s' * (len(body) > 1)} of other works that the paper's table repeats"
@@ -103,7 +116,7 @@ def _table(table: dict, rows: Rows) -> str:
 def _answer(row: dict, rows: Rows) -> list[str]:
     ours = [line for asked in row.get("ours", []) for line in answers(asked, rows)]
     command = f"<code>{html.escape(row['command'])}</code>" if row.get("command") else ""
-    return ["<br>".join(ours), command, html.escape(row.get("why", ""))]
+    return ["<br>".join(ours), html.escape(row.get("why", "")), command]
 
 
 def answers(asked: dict, rows: Rows) -> list[str]:
@@ -125,8 +138,10 @@ def answers(asked: dict, rows: Rows) -> list[str]:
     return lines
 
 
-def _html(titles: tuple[str, ...], body: list[list[str]], label: str) -> str:
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+def _html(titles: tuple[str, ...], body: list[list[str]], label: str, words: int = 0) -> str:
+    """A table that scrolls by itself; its last `words` columns hold text and get room for it."""
+    wide = ["" if k < len(titles) - words else ' class="ebm-words"' for k in range(len(titles))]
+    head = "".join(f'<th scope="col"{room}>{html.escape(title)}</th>' for title, room in zip(titles, wide))
     lines = [
         f'<tr><th scope="row">{cells[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
         for cells in body
