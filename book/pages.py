@@ -29,9 +29,12 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
     (folder / "notebooks").mkdir()
+    rows, table = papers.collect(project, outcomes), project.table()
     for outcome in outcomes:
         if outcome.notebook is not None:
-            page = json.dumps(notebook_page(outcome), ensure_ascii=False, indent=1)
+            asked = table.get(outcome.plan.name, {}).get("headline", [])
+            first = headline(outcome.plan.name, asked, rows)
+            page = json.dumps(notebook_page(outcome, first), ensure_ascii=False, indent=1)
             (folder / "notebooks" / f"{outcome.plan.name}.ipynb").write_text(page + "\n", encoding="utf-8")
     script = _static_script(project)
     if script:
@@ -40,7 +43,6 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     config = configured(config, os.environ.get("BOOK_REPOSITORY"), bool(script))
     filled_in = committed_numbers(project) | api.substitutions(project) | recipes_table(project)
     if (project.root / "book" / "papers").is_dir():
-        rows = papers.collect(project, outcomes)
         (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
         filled_in |= methods.substitutions(rows)
         filled_in |= landing.substitutions(project, outcomes, rows, folder / "book" / "_assets")
@@ -122,8 +124,19 @@ def without_pages(toc: dict, missing: set[str]) -> dict:
     return toc
 
 
-def notebook_page(outcome: Outcome) -> dict:
-    """The executed notebook as the book shows it: set parameters folded, and a banner where it is not the newest."""
+def headline(name: str, asked: list[list[str]], rows: papers.Rows) -> str:
+    """What a notebook's page opens with: the rows that the builder's table names, the paper's number beside each."""
+    lines = []
+    for what, dataset in asked:
+        found = rows.of(name, what, dataset)
+        if not found and rows.complete:
+            raise LookupError(f"book/notebooks.toml opens {name} with {what!r} on {dataset!r}; no run made such a row.")
+        lines += [f"- {papers.sentence(found[0])}"] if found else []
+    return "\n".join(["```{admonition} What came out", ":class: note", *lines, "```"]) if lines else ""
+
+
+def notebook_page(outcome: Outcome, first: str = "") -> dict:
+    """The executed notebook as the book shows it: `first` below its title, set parameters folded, a banner if stale."""
     notebook = read_notebook(outcome.notebook)
     for cell in notebook["cells"]:
         cell.pop("papermill", None)
@@ -138,6 +151,8 @@ def notebook_page(outcome: Outcome) -> dict:
         if "injected-parameters" in tags(cell):
             cell["metadata"]["tags"] = [*tags(cell), "hide-input"]
     notebook["metadata"].pop("papermill", None)
+    if first:
+        _put_below_title(notebook, first, "headline")
     if outcome.error is not None:
         _put_banner(notebook, outcome)
     return notebook
@@ -169,20 +184,23 @@ def _is_bare_text(output: dict) -> bool:
 
 
 def _put_banner(notebook: dict, outcome: Outcome) -> None:
-    """After the title, since a page begins with its title."""
     error = outcome.error.replace("`", "'")
     banner = (
         "```````{admonition} Stale page\n:class: danger stale\n"
         f"What this page shows was executed on {outcome.record.finished}. Something that it depends on has changed "
         f"since, and the newest execution failed:\n\n``````text\n{error}\n``````\n```````"
     )
-    first = notebook["cells"][0]
-    title, line, rest = first["source"].partition("\n")
-    if first["cell_type"] == "markdown" and re.match(r"#\s", title):
-        first["source"] = f"{title}\n\n{banner}\n{line}{rest}"
+    _put_below_title(notebook, banner, "stale-banner")
+
+
+def _put_below_title(notebook: dict, text: str, name: str) -> None:
+    """Into the first cell, since a page begins with its title; a cell of its own where there is none."""
+    cell = notebook["cells"][0]
+    title, line, rest = cell["source"].partition("\n")
+    if cell["cell_type"] == "markdown" and re.match(r"#\s", title):
+        cell["source"] = f"{title}\n\n{text}\n{line}{rest}"
     else:
-        cell = {"cell_type": "markdown", "id": "stale-banner", "metadata": {}, "source": banner}
-        notebook["cells"].insert(0, cell)
+        notebook["cells"].insert(0, {"cell_type": "markdown", "id": name, "metadata": {}, "source": text})
 
 
 def results_page(project: Project, outcomes: list[Outcome]) -> str:

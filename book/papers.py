@@ -138,6 +138,18 @@ def answers(asked: dict, rows: Rows) -> list[str]:
     return lines
 
 
+def sentence(row) -> str:
+    """A row in one line of Markdown: name, value, what it was taken on, and the paper's number where it has one."""
+    from ebmlib import results
+
+    seeds = f", {len(row.seed)} seeds" if isinstance(row.seed, list) and len(row.seed) > 1 else ""
+    unit = f" {row.unit}" if row.unit else ""
+    place = f" ({row.source})" if row.source else ""
+    paper = "" if row.paper is None else f"; the paper: {row.paper}{place}"
+    value = f"**{results.quantity(row.value, row.se)}{unit}**"
+    return f"{row.name}: {value} ({row.dataset}, preset `{row.preset}`{seeds}){paper}"
+
+
 def _html(titles: tuple[str, ...], body: list[list[str]], label: str, words: int = 0) -> str:
     """A table that scrolls by itself; its last `words` columns hold text and get room for it."""
     wide = ["" if k < len(titles) - words else ' class="ebm-words"' for k in range(len(titles))]

@@ -592,6 +592,18 @@ def test_a_paper_row_of_wrong_shape_or_without_an_answer_is_refused(tmp_path: Pa
         papers.load(tmp_path)
 
 
+def test_a_page_opens_with_the_rows_that_the_table_names(tmp_path: Path):
+    row = results.Row("nats", -1.139, 0.015, unit="nats", dataset="toy", preset="paper", seed=[0, 1], paper=-1.5)
+    rows = papers.Rows({("one", "nats", "toy"): [replace(row, source="section 5"), row]}, complete=True)
+    first = pages.headline("one", [["nats", "toy"]], rows)
+    source = pages.notebook_page(executed(tmp_path, new_markdown_cell("# T\n\nText.")), first)["cells"][0]["source"]
+    said = "- nats: **-1.139 ± 0.015 nats** (toy, preset `paper`, 2 seeds); the paper: -1.5 (section 5)"
+    assert source.index("# T") < source.index(said) < source.index("Text.")
+    with pytest.raises(LookupError, match="opens one with 'gone' on 'toy'"):
+        pages.headline("one", [["gone", "toy"]], rows)
+    assert pages.headline("one", [["gone", "toy"]], papers.Rows({}, complete=False)) == ""
+
+
 def test_a_row_of_ours_that_no_run_made_is_an_error_once_all_have_run(tmp_path: Path):
     write(tmp_path, {"book/papers/a.toml": TABLE.format(order=1)})
     assert "with noise" in papers.page(Project(tmp_path), papers.Rows({}, complete=False))
