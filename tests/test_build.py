@@ -14,7 +14,7 @@ from docutils.core import publish_doctree
 from docutils.nodes import literal
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from book import api, build, checks, dependencies, pages, papers
+from book import api, build, checks, dependencies, landing, methods, pages, papers
 from book.execution import Outcome, Record, execute_all, failing_cell, over_budget
 from book.project import Plan, Project
 from ebmlib import results
@@ -609,3 +609,36 @@ def test_a_row_of_ours_that_no_run_made_is_an_error_once_all_have_run(tmp_path: 
     assert "with noise" in papers.page(Project(tmp_path), papers.Rows({}, complete=False))
     with pytest.raises(LookupError, match="no run made such a row"):
         papers.page(Project(tmp_path), papers.Rows({}, complete=True))
+
+
+def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
+    def of(method: str, kl: float | None, mmd: float, preset: str) -> list[results.Row]:
+        about = {"dataset": "toy", "preset": preset, "seed": 0, "device": "CPU"}
+        kept = [results.Row(f"KL to the truth, {method}", kl, **about)] if kl is not None else []
+        kept.append(results.Row(f"evaluations, {method}", 1.0, seconds=3.0, **about))
+        return [*kept, results.Row(f"MMD^2 of samples, {method}", mmd, **about)]
+
+    rows = [*of("data", 0.0, 0.0, "paper"), *of("slow", 0.1, 0.9, "paper"), *of("fast", 0.7, 0.2, "paper")]
+    rows += [*of("lost", None, 0.5, "paper"), *of("slow", 9.0, 0.1, "quick")]
+    found: dict = {}
+    for row in rows:
+        found.setdefault(("methods_toy", row.name, row.dataset), []).append(row)
+    page = methods.substitutions(papers.Rows(found, complete=True))
+    assert page["methods_source"] == "preset `paper`, one seed, CPU"
+    said = "- **toy**, closest as a density: slow, then fast; closest in its samples: fast, then lost."
+    assert page["methods_best"] == said
+    assert re.findall(r"<th scope=.row.>(\w+)</th><td>(.*?)</td>", page["methods_table"]) == [
+        ("slow", "0.1"),
+        ("fast", "0.7"),
+        ("lost", "diverged"),
+    ]
+    assert "no rows of" in methods.substitutions(papers.Rows({}, complete=True))["methods_source"]
+
+
+def test_the_first_page_wants_every_picture_and_number_once_all_notebooks_have_run(tmp_path: Path):
+    rows = papers.Rows({}, complete=False)
+    page = landing.substitutions(Project(tmp_path), [], rows, tmp_path)["landing"]
+    assert page.count("<li>") == 5
+    assert page.count("not in this build") == 5
+    with pytest.raises(LookupError, match="fig-drl-cifar-checkpoint"):
+        landing.substitutions(Project(tmp_path), [], papers.Rows({}, complete=True), tmp_path)
