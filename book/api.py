@@ -106,7 +106,7 @@ def setup(app: Any) -> dict[str, bool]:
     """Sphinx calls this: book.api is one of the extensions in _config.yml."""
     app.connect("autodoc-process-docstring", _docstring_as_rst)
     app.connect("autodoc-process-signature", _signature_as_written)
-    app.connect("html-page-context", _signature_lines)
+    app.connect("html-page-context", _without_barriers)
     return {"parallel_read_safe": True}
 
 
@@ -132,9 +132,11 @@ def _signature_as_written(
     return f"({ast.unparse(node.args)})", None if what == "class" else returned
 
 
-def _signature_lines(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:
+def _without_barriers(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:
     if "body" in context:
-        context["body"] = signature_lines(context["body"])
+        # docutils marks the references' entries with a role that ARIA has given up for list items.
+        entries = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+        context["body"] = signature_lines(entries)
 
 
 def signature_lines(body: str) -> str:
