@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from book.execution import Outcome
-from book.papers import Rows
-from book.project import Project, read_notebook
+from book.papers import Rows, taken
+from book.project import read_notebook
 
 FIELDS = "two-fields"
 
@@ -60,16 +60,19 @@ CARDS = (
         "vaebm_toy", "fig-vaebm-result", (0.37, 0.1, 1.0, 0.9),
         "The density of the corrected autoencoder, 25 spots on a grid, and its chains, which sit on them.",
         "test nats in 2D", "-1.50", "section 5.4",
-        (("", "test log-likelihood, VAEBM", "25-gaussians"),),
-        "truth -1.10",
+        (("", "test log-likelihood, VAEBM", "25-gaussians"), ("truth", "test log-likelihood, truth", "25-gaussians")),
+        "25 Gaussians",
     ),
     Card(
         "Self-adversarial EBM", "../notebooks/self_adversarial_toy.html", "short chains train a generator",
         "self_adversarial_toy", "fig-flow-densities", (0.5, 0.13, 1.0, 1.0),
         "Two flows on the Swiss roll: trained by the energy objective with mass off the roll, by likelihood on it.",
         "test nats in 2D", "-.69", "Swiss roll, section 5.1",
-        (("", "test log-likelihood, flow by likelihood", "swiss-roll"),),
-        "truth -.58",
+        (
+            ("", "test log-likelihood, flow by likelihood", "swiss-roll"),
+            ("truth", "test log-likelihood, truth", "swiss-roll"),
+        ),
+        "the same",
     ),
     Card(
         "Coarse-to-fine EBM", "../notebooks/coarse_to_fine_toy.html", "a net grows with the resolution",
@@ -82,12 +85,12 @@ CARDS = (
 )  # fmt: skip
 
 
-def substitutions(project: Project, outcomes: list[Outcome], rows: Rows, assets: Path) -> dict[str, str]:
+def substitutions(outcomes: list[Outcome], rows: Rows, assets: Path) -> dict[str, str]:
     """{{ landing }}: raw HTML; the pictures are written into `assets`."""
     from ebmlib import playground
 
     moving = playground.Playground("swiss-roll", steps=100_000, particles=300).static_html()
-    papers = "".join(_item(card, project, outcomes, rows, assets) for card in CARDS)
+    papers = "".join(_item(card, outcomes, rows, assets) for card in CARDS)
     page = (
         f'<div class="ebm-landing"><div class="ebm-hero">{moving}</div>'
         f'<ol class="ebm-cards" aria-label="The five papers">{papers}</ol></div>'
@@ -95,7 +98,7 @@ def substitutions(project: Project, outcomes: list[Outcome], rows: Rows, assets:
     return {"landing": f"```{{raw}} html\n{page}\n```"}
 
 
-def _item(card: Card, project: Project, outcomes: list[Outcome], rows: Rows, assets: Path) -> str:
+def _item(card: Card, outcomes: list[Outcome], rows: Rows, assets: Path) -> str:
     from ebmlib import results
 
     picture = _picture(card, outcomes)
@@ -110,13 +113,12 @@ def _item(card: Card, project: Project, outcomes: list[Outcome], rows: Rows, ass
     ours, about = "not in this build", card.where
     if all(found for _, found in asked):
         first = asked[0][1][0]
-        seeds = f", {len(first.seed)} seeds" if isinstance(first.seed, list) and len(first.seed) > 1 else ""
         values = (
             f"{label} <strong>{results.quantity(found[0].value, found[0].se)}</strong>".strip()
             for label, found in asked
         )
         ours = ", ".join(values)
-        about = f"Paper: {card.where}. Ours: {card.about}; preset {first.preset}{seeds}."
+        about = f"Paper: {card.where}. Ours: {card.about}; {taken(first)}."
     return (
         f'<li>{shown}<div><a href="{card.page}">{html.escape(card.title)}</a>: {html.escape(card.idea)}'
         f"<p>paper: {html.escape(card.measure)} <strong>{html.escape(card.paper)}</strong> | ours: {ours}</p>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from book.papers import Rows
+from book.papers import Rows, html_table, taken
 
 MEASURES = ("KL to the truth", "MMD^2 of samples")
 
@@ -17,10 +17,8 @@ def substitutions(rows: Rows) -> dict[str, str]:
         return {"methods_source": nothing, "methods_best": "", "methods_table": ""}
     targets = list(dict.fromkeys(target for method in found.values() for target, _ in method))
     any_row = next(iter(next(iter(found.values())).values()))
-    seeds = f"{len(any_row.seed)} seeds" if isinstance(any_row.seed, list) else "one seed"
-    source = f"preset `{any_row.preset}`, {seeds}, {any_row.device}"
     return {
-        "methods_source": source,
+        "methods_source": f"{taken(any_row)}, {any_row.device}",
         "methods_best": _best(found, targets),
         "methods_table": f"```{{raw}} html\n{_table(found, targets)}\n```",
     }
@@ -58,16 +56,11 @@ def _table(found: dict, targets: list[str]) -> str:
     from ebmlib import results
 
     titles = ["method", *(f"{target}: {measure}" for target in targets for measure in MEASURES), "seconds a training"]
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
     body = []
     for method, rows in found.items():
         keys = [(target, measure) for target in targets for measure in MEASURES]
         cells = [results.quantity(rows[key].value, rows[key].se) if key in rows else "diverged" for key in keys]
         seconds = [row.seconds for (_, measure), row in rows.items() if measure == "evaluations" and row.seconds]
         cells.append(f"{sum(seconds) / len(seconds):.3g}" if seconds else "")
-        line = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        body.append(f'<tr><th scope="row">{html.escape(method)}</th>{line}</tr>')
-    return (
-        '<div class="ebm-results" style="overflow-x: auto" role="region" aria-label="Methods" tabindex="0">'
-        f'<table class="ebm-paper-table"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
-    )
+        body.append([html.escape(cell) for cell in (method, *cells)])
+    return html_table(tuple(titles), body, "Methods")

@@ -14,7 +14,6 @@ from book import api, landing, methods, papers
 from book.execution import Outcome
 from book.project import Project, read_notebook, tags
 
-RESULTS_MIME = "application/vnd.ebmlib.results+json"
 # Beside the package, for literalinclude: pages show the tested code itself. And pages are built again after a change.
 SOURCES = ("tests", "benchmarks", "book")
 NOT_PAGES = shutil.ignore_patterns("*.py", "*.pyc", "*.toml", "__pycache__", ".*")
@@ -45,7 +44,7 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     if (project.root / "book" / "papers").is_dir():
         (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
         filled_in |= methods.substitutions(rows)
-        filled_in |= landing.substitutions(project, outcomes, rows, folder / "book" / "_assets")
+        filled_in |= landing.substitutions(outcomes, rows, folder / "book" / "_assets")
     config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = filled_in
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     contents = (project.root / "_toc.yml").read_text()
@@ -90,7 +89,7 @@ def committed_numbers(project: Project) -> dict[str, str]:
 
     Means over seeds come first in those files. An unknown name is a warning, which stops a strict build.
     """
-    files = committed_files(project)
+    files = papers.committed_files(project)
     if not files:
         return {}
     from ebmlib import results
@@ -225,14 +224,10 @@ def results_page(project: Project, outcomes: list[Outcome]) -> str:
         for heading, table in tables:
             lines += [heading, "", "```{raw} html", table, "```", ""]
     names = {outcome.plan.name for outcome in outcomes}
-    for path in committed_files(project):
+    for path in papers.committed_files(project):
         if path.stem not in names:
             lines += _section_of(path)
     return "\n".join(lines)
-
-
-def committed_files(project: Project) -> list[Path]:
-    return sorted((project.root / "data" / "results").glob("*.json"))
 
 
 def _section_of(path: Path) -> list[str]:
@@ -256,19 +251,12 @@ def _title(outcome: Outcome) -> str:
 
 
 def _tables(project: Project, outcome: Outcome) -> list[tuple[str, str]]:
-    """(what it is, HTML table) of the page's own rows and of the committed ones, where there are any.
-
-    A page shows committed rows, too: those are not its own.
-    """
-    shown = outcome.notebook is not None and RESULTS_MIME in outcome.notebook.read_text(encoding="utf-8")
-    committed = project.root / "data" / "results" / f"{outcome.plan.name}.json"
-    if not shown and not committed.is_file():
-        return []
+    """(what it is, HTML table) of the page's own rows and of the committed ones, where there are any."""
     from ebmlib import results
 
-    elsewhere = [row for path in committed_files(project) for row in results.load(path)[0]]
-    own = [row for row in results.read(outcome.notebook) if row not in elsewhere] if shown else []
+    own = papers.own_rows(project, outcome)
     tables = [("As this book's build ran it:", results.as_html(own))] if own else []
+    committed = project.root / "data" / "results" / f"{outcome.plan.name}.json"
     if committed.is_file():
         tables.append((_source(committed), results.as_html(results.summary(results.load(committed)[0]))))
     return tables

@@ -29,22 +29,31 @@ class Rows:
         return self.found.get((notebook, name, dataset), [])
 
 
+def committed_files(project: Project) -> list[Path]:
+    return sorted((project.root / "data" / "results").glob("*.json"))
+
+
+def own_rows(project: Project, outcome: Outcome) -> list:
+    """The rows that a page's run made. A page shows committed rows, too: those are not its own."""
+    from ebmlib import results
+
+    if outcome.notebook is None or results.MIME not in outcome.notebook.read_text(encoding="utf-8"):
+        return []
+    elsewhere = [row for path in committed_files(project) for row in results.load(path)[0]]
+    return [row for row in results.read(outcome.notebook) if row not in elsewhere]
+
+
 def collect(project: Project, outcomes: list[Outcome]) -> Rows:
     """Committed rows as means over their seeds, then those of the build's own executions that are not the same."""
     from ebmlib import results
 
     found: dict[tuple[str, str, str], list] = {}
-    committed = {path.stem: results.load(path)[0] for path in sorted((project.root / "data/results").glob("*.json"))}
-    everywhere = [row for rows in committed.values() for row in rows]
-    for notebook, rows in committed.items():
-        for row in results.summary(rows):
-            found.setdefault((notebook, row.name, row.dataset), []).append(row)
+    for path in committed_files(project):
+        for row in results.summary(results.load(path)[0]):
+            found.setdefault((path.stem, row.name, row.dataset), []).append(row)
     for outcome in outcomes:
-        if outcome.notebook is None or results.MIME not in outcome.notebook.read_text(encoding="utf-8"):
-            continue
-        for row in results.read(outcome.notebook):
-            if row not in everywhere:
-                found.setdefault((outcome.plan.name, row.name, row.dataset), []).append(row)
+        for row in own_rows(project, outcome):
+            found.setdefault((outcome.plan.name, row.name, row.dataset), []).append(row)
     complete = project.preset == "quick" and all(outcome.error is None for outcome in outcomes)
     return Rows(found, complete)
 
@@ -106,54 +115,57 @@ def _table(table: dict, rows: Rows) -> str:
             for row, answer in zip(table["row"], answered)
         ]
         titles = ("row", *table["columns"], *(OURS[k] for k in told))
-        parts.append(_html(titles, body, table["title"], words=len(told)))
+        parts.append(html_table(titles, body, table["title"], words=len(told)))
     if table.get("quoted"):
         body = [[html.escape(cell) for cell in quoted] for quoted in table["quoted"]]
         count = f"{len(body)} row{'s' * (len(body) > 1)} of other works that the paper's table repeats"
-        inside = _html(("row", *table["columns"]), body, f"{table['title']}, other works")
+        inside = html_table(("row", *table["columns"]), body, f"{table['title']}, other works")
         parts.append(f"<details><summary>{count}</summary>{inside}</details>")
     return "".join(parts)
 
 
 def _answer(row: dict, rows: Rows) -> list[str]:
-    ours = [line for asked in row.get("ours", []) for line in answers(asked, rows)]
+    ours = [line for asked in row.get("ours", []) for line in _answers(asked, rows)]
     command = f"<code>{html.escape(row['command'])}</code>" if row.get("command") else ""
     return ["<br>".join(ours), html.escape(row.get("why", "")), command]
 
 
-def answers(asked: dict, rows: Rows) -> list[str]:
+def _answers(asked: dict, rows: Rows) -> list[str]:
     """HTML for each row of ours that was asked for: value, preset, seeds, data set."""
-    from ebmlib import results
-
     found = rows.of(asked["notebook"], asked["name"], asked["dataset"])
     if not found and rows.complete:
         raise LookupError(f"book/papers asks for {asked}, and no run made such a row.")
     lines = []
     for row in found:
-        seeds = f", {len(row.seed)} seeds" if isinstance(row.seed, list) and len(row.seed) > 1 else ""
-        unit = f" {row.unit}" if row.unit else ""
-        about = f"{row.name}; {row.dataset}; preset {row.preset}{seeds}"
+        about = f"{row.name}; {row.dataset}; {taken(row)}"
         lines.append(
-            f"<strong>{html.escape(results.quantity(row.value, row.se) + unit)}</strong> "
-            f'<small class="ebm-results-note">{html.escape(about)}</small>'
+            f'<strong>{html.escape(value(row))}</strong> <small class="ebm-results-note">{html.escape(about)}</small>'
         )
     return lines
 
 
-def sentence(row) -> str:
-    """A row in one line of Markdown: name, value, what it was taken on, and the paper's number where it has one."""
+def value(row) -> str:
+    """A row's value with its standard error and unit."""
     from ebmlib import results
 
-    seeds = f", {len(row.seed)} seeds" if isinstance(row.seed, list) and len(row.seed) > 1 else ""
-    unit = f" {row.unit}" if row.unit else ""
+    return f"{results.quantity(row.value, row.se)} {row.unit}".strip()
+
+
+def taken(row) -> str:
+    """At which preset, and over how many seeds where there are several."""
+    several = isinstance(row.seed, list) and len(row.seed) > 1
+    return f"preset {row.preset}" + (f", {len(row.seed)} seeds" if several else "")
+
+
+def sentence(row) -> str:
+    """A row in one line of Markdown: name, value, what it was taken on, and the paper's number where it has one."""
     place = f" ({row.source})" if row.source else ""
     paper = "" if row.paper is None else f"; the paper: {row.paper}{place}"
-    value = f"**{results.quantity(row.value, row.se)}{unit}**"
-    return f"{row.name}: {value} ({row.dataset}, preset `{row.preset}`{seeds}){paper}"
+    return f"{row.name}: **{value(row)}** ({row.dataset}, {taken(row)}){paper}"
 
 
-def _html(titles: tuple[str, ...], body: list[list[str]], label: str, words: int = 0) -> str:
-    """A table that scrolls by itself; its last `words` columns hold text and get room for it."""
+def html_table(titles: tuple[str, ...], body: list[list[str]], label: str, words: int = 0) -> str:
+    """A table of HTML cells that scrolls by itself; its last `words` columns hold text and get room for it."""
     wide = ["" if k < len(titles) - words else ' class="ebm-words"' for k in range(len(titles))]
     head = "".join(f'<th scope="col"{room}>{html.escape(title)}</th>' for title, room in zip(titles, wide))
     lines = [

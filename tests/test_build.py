@@ -597,7 +597,7 @@ def test_a_page_opens_with_the_rows_that_the_table_names(tmp_path: Path):
     rows = papers.Rows({("one", "nats", "toy"): [replace(row, source="section 5"), row]}, complete=True)
     first = pages.headline("one", [["nats", "toy"]], rows)
     source = pages.notebook_page(executed(tmp_path, new_markdown_cell("# T\n\nText.")), first)["cells"][0]["source"]
-    said = "- nats: **-1.139 ± 0.015 nats** (toy, preset `paper`, 2 seeds); the paper: -1.5 (section 5)"
+    said = "- nats: **-1.139 ± 0.015 nats** (toy, preset paper, 2 seeds); the paper: -1.5 (section 5)"
     assert source.index("# T") < source.index(said) < source.index("Text.")
     with pytest.raises(LookupError, match="opens one with 'gone' on 'toy'"):
         pages.headline("one", [["gone", "toy"]], rows)
@@ -624,7 +624,7 @@ def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
     for row in rows:
         found.setdefault(("methods_toy", row.name, row.dataset), []).append(row)
     page = methods.substitutions(papers.Rows(found, complete=True))
-    assert page["methods_source"] == "preset `paper`, one seed, CPU"
+    assert page["methods_source"] == "preset paper, CPU"
     said = "- **toy**, closest as a density: slow, then fast; closest in its samples: fast, then lost."
     assert page["methods_best"] == said
     assert re.findall(r"<th scope=.row.>(\w+)</th><td>(.*?)</td>", page["methods_table"]) == [
@@ -637,8 +637,8 @@ def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
 
 def test_the_first_page_wants_every_picture_and_number_once_all_notebooks_have_run(tmp_path: Path):
     rows = papers.Rows({}, complete=False)
-    page = landing.substitutions(Project(tmp_path), [], rows, tmp_path)["landing"]
+    page = landing.substitutions([], rows, tmp_path)["landing"]
     assert page.count("<li>") == 5
     assert page.count("not in this build") == 5
     with pytest.raises(LookupError, match="fig-drl-cifar-checkpoint"):
-        landing.substitutions(Project(tmp_path), [], papers.Rows({}, complete=True), tmp_path)
+        landing.substitutions([], papers.Rows({}, complete=True), tmp_path)
