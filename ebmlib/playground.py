@@ -16,6 +16,7 @@ import json
 import math
 import re
 from pathlib import Path
+from string import Template
 
 import anywidget
 import torch
@@ -65,12 +66,12 @@ else hydrate();
 """
 
 # A page of its own, light or dark as the reader's system is.
-PAGE = """<!DOCTYPE html>
+PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>TITLE</title>
+<title>$title</title>
 <link rel="icon" href="data:,">
 <script>
 document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
@@ -83,15 +84,15 @@ h1 { font-size: 1.25rem; }
 </head>
 <body>
 <main>
-<h1>TITLE</h1>
-PLAYGROUND
+<h1>$title</h1>
+$playground
 </main>
 <script>
-SCRIPT
+$script
 </script>
 </body>
 </html>
-"""
+""")
 
 
 class Playground(anywidget.AnyWidget):
@@ -206,7 +207,7 @@ class Playground(anywidget.AnyWidget):
             raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
         title = html.escape(f"Langevin playground: {self.density}")
         script = static_script().replace("</script", "<\\/script")
-        page = PAGE.replace("TITLE", title).replace("PLAYGROUND", self.static_html()).replace("SCRIPT", script)
+        page = PAGE.substitute(title=title, playground=self.static_html(), script=script)
         path.write_text(page, encoding="utf-8")
 
 

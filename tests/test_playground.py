@@ -508,6 +508,19 @@ def test_chains_are_fast_enough_for_60_frames_a_second():
     assert [row for row in rows if row["updates_per_second"] < 60 and row["energy"] != "net 3x128"] == []
 
 
+def test_a_page_of_its_own_holds_the_whole_state_and_is_not_written_over(tmp_path):
+    widget = Playground(table_spec(ripple, 2.5, name="<$script SCRIPT>"))
+    widget.save(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<title>Langevin playground: &lt;$script SCRIPT&gt;</title>" in page
+    assert widget.static_html() in page
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        Playground("gaussian").save(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == page
+    Playground("gaussian").save(tmp_path / "page.html", overwrite=True)
+    assert "Langevin playground: gaussian" in (tmp_path / "page.html").read_text()
+
+
 def test_a_large_net_has_fewer_particles():
     assert Playground(net_spec(NETS["2x32"][0], 3.0)).n_particles == Playground(TABLE).n_particles == 400
     assert Playground(net_spec(MLP(), 3.0)).n_particles == 150  # 33,152 weights
