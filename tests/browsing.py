@@ -77,6 +77,7 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
         self._ask("POST", f"{self.session}/goog/cdp/execute", command)
+        self.network(), self.console_errors()  # what an earlier page did is not this page's
         self._ask("POST", f"{self.session}/url", {"url": address})
         self._ask("POST", f"{self.session}/execute/async", {"script": SETTLE, "args": []})
 
@@ -104,11 +105,12 @@ class Browser:
         return [f"{rule} ({say}), {len(places)} times: {' | '.join(places[:3])}" for rule, say, places in found]
 
     def console_errors(self) -> list[str]:
+        """Errors written to the console since the page was opened or since the last call."""
         entries = self._ask("POST", f"{self.session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def network(self) -> tuple[list[str], list[str]]:
-        """(addresses asked for, addresses that failed) since the last call."""
+        """(addresses asked for, addresses that failed) since the page was opened or since the last call."""
         asked, failed, names = [], [], {}
         for entry in self._ask("POST", f"{self.session}/se/log", {"type": "performance"}):
             event = json.loads(entry["message"])["message"]
