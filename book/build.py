@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from book import checks
+from book import cards, checks
 from book.execution import Outcome, execute_all, over_budget, slowest
 from book.pages import stage
 from book.project import Project
@@ -92,6 +92,7 @@ def make_pages(project: Project, outcomes: list[Outcome]) -> str:
         return "pages unchanged"
     seconds = run_jupyter_book(project, new, strict)
     give_icon(new / "_build" / "html")
+    cards.tag_first_page(new / "_build" / "html")
     problems = [f"requests another host: {line}" for line in checks.external_requests(new / "_build" / "html")]
     problems += [f"dead link: {line}" for line in checks.dead_links(new / "_build" / "html") if strict]
     if problems:

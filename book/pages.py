@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from book import api, landing, methods, papers
+from book import api, cards, landing, methods, papers
 from book.execution import Outcome
 from book.project import Project, read_notebook, tags
 
@@ -65,7 +65,7 @@ def _static_script(project: Project) -> str | None:
 
 
 def configured(config: dict, address: str | None, with_script: bool) -> dict:
-    """Book settings as built: repository, Colab and Binder buttons only where the repository has an address."""
+    """Book settings as built: buttons only where the repository has an address, social cards where its site has one."""
     repository = config.get("repository", {})
     repository["url"] = address or repository.get("url") or ""
     if repository["url"]:
@@ -79,6 +79,10 @@ def configured(config: dict, address: str | None, with_script: bool) -> dict:
         config["html"] = config.get("html", {}) | dict.fromkeys(buttons, True)
     else:
         config.pop("repository", None)
+    site = cards.site_of(repository["url"])
+    if site:
+        config["html"] = config.get("html", {}) | {"baseurl": site}
+    config["sphinx"]["config"] |= cards.settings(site)
     if with_script:
         config["sphinx"]["config"]["html_js_files"] = ["langevin-static.js"]
     return config

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from docutils.core import publish_doctree
 from docutils.nodes import literal
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from book import api, build, checks, dependencies, landing, methods, pages, papers
+from book import api, build, cards, checks, dependencies, landing, methods, pages, papers
 from book.execution import Outcome, Record, execute_all, failing_cell, over_budget
 from book.project import Plan, Project
 from ebmlib import results
@@ -423,6 +425,50 @@ def test_buttons_stand_only_where_the_repository_has_an_address():
     assert with_address["html"]["use_issues_button"] is True
     assert with_address["launch_buttons"]["binderhub_url"]
     assert with_address["sphinx"]["config"]["html_js_files"] == ["langevin-static.js"]
+    assert with_address["html"]["baseurl"] == with_address["sphinx"]["config"]["ogp_site_url"]
+    assert with_address["sphinx"]["config"]["ogp_social_cards"]["enable"] is True
+    assert pages.configured(config(), None, False)["sphinx"]["config"]["ogp_social_cards"]["enable"] is False
+
+
+@pytest.mark.parametrize(
+    ("repository", "site"),
+    [
+        ("https://github.com/Someone/Book", "https://someone.github.io/Book/"),
+        ("https://github.com/someone/book.git", "https://someone.github.io/book/"),
+        ("https://github.com/someone/someone.github.io/", "https://someone.github.io/"),
+        ("https://example.org/someone/book", ""),
+        ("", ""),
+    ],
+)
+def test_the_site_of_a_repository(repository: str, site: str):
+    assert cards.site_of(repository) == site
+
+
+def test_a_shared_link_shows_a_title_words_and_a_picture(tmp_path: Path):
+    """A book of one page, built by Sphinx with the book's extensions: its tags, its card and those of the redirect."""
+    source, made = tmp_path / "source", tmp_path / "made"
+    (source / "book" / "_assets").mkdir(parents=True)
+    shutil.copyfile(ROOT / cards.LOGO, source / cards.LOGO)
+    (source / "book" / "index.md").write_text("# A title\n\nAs in {cite:t}`a2020`, then {cite}`b2021,a2020`.\n")
+    (source / "book" / "references.md").write_text("# References\n\n```{bibliography}\n```\n")
+    entry = "@misc{{{}, title={{T}}, author={{{}, N.}}, year={{{}}}}}\n"
+    (source / "all.bib").write_text(entry.format("a2020", "Doe", 2020) + entry.format("b2021", "Roe", 2021))
+    (source / "conf.py").write_text(
+        "extensions = ['myst_parser', 'sphinxcontrib.bibtex', 'sphinxext.opengraph', 'book.cards']\n"
+        "root_doc, bibtex_bibfiles, bibtex_default_style = 'book/index', ['all.bib'], 'unsrt'\n"
+        f"globals().update({cards.settings('https://someone.github.io/book/')!r})\n"
+    )
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(source), str(made)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    (made / "index.html").write_text('<meta http-equiv="Refresh" content="0; url=book/index.html" />')
+    cards.tag_first_page(made)
+    for page in ("book/index.html", "index.html"):
+        tags = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', (made / page).read_text()))
+        assert tags["og:title"] == "A title"
+        assert tags["og:description"] == tags["description"] == "As in Doe, then."
+        assert tags["og:url"] == "https://someone.github.io/book/book/index.html"
+        picture = made / tags["og:image"].removeprefix("https://someone.github.io/book/")
+        assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_prose_quotes_committed_numbers_means_first(project: Project):
