@@ -124,11 +124,12 @@ def _word(thing: Any) -> str:
 
 
 def show(run: Start) -> None:
-    """Display the settings table of a run: paper's text | released code | this run."""
+    """Display a run's settings: paper's text | released code | this run; a column without values is left out."""
     from IPython.display import display  # only notebooks call this
 
     heads = ("setting", "paper's text", "released code", f"this run ({run.preset})", "where")
-    rows = table(run.config)
+    columns = [column for column in zip(heads, *table(run.config)) if {*column[1:]} != {_word(None)}]
+    heads, *rows = zip(*columns)
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
     page = f'<div class="ebm-table"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'

@@ -221,7 +221,8 @@ def test_the_table_shows_text_release_and_run():
     assert rows["batch"][4] == "Table 5"
 
 
-def test_show_displays_every_row_as_page_and_as_text(monkeypatch):
+def shown_by(monkeypatch, run: settings.Start) -> dict:
+    """What `show` displays, by mime type."""
     shown = []
 
     class Publisher(displaypub.DisplayPublisher):
@@ -230,12 +231,25 @@ def test_show_displays_every_row_as_page_and_as_text(monkeypatch):
 
     shell = InteractiveShell.instance()
     monkeypatch.setattr(shell, "display_pub", Publisher(parent=shell))
-    run = start("drl_cifar", {"preset": "smoke"})
     settings.show(run)
     InteractiveShell.clear_instance()
     (page,) = shown
+    return page
+
+
+def test_show_displays_every_row_as_page_and_as_text(monkeypatch):
+    run = start("drl_cifar", {"preset": "smoke"})
+    page = shown_by(monkeypatch, run)
     lines = page["text/plain"].splitlines()
     assert lines[0] == "setting | paper's text | released code | this run (smoke) | where"
     assert lines[1:] == [" | ".join(row) for row in table(run.config)]
     assert page["text/html"].count("<tr>") == len(lines)
     assert "paper&#x27;s text" in page["text/html"]
+
+
+def test_show_leaves_out_sources_that_say_nothing(monkeypatch):
+    """No paper and no released code has the experiment of the first chapter."""
+    run = start("langevin_toy", {"preset": "smoke"})
+    lines = shown_by(monkeypatch, run)["text/plain"].splitlines()
+    assert lines[0] == "setting | this run (smoke) | where"
+    assert lines[1:] == [" | ".join((name, *rest[2:])) for name, *rest in table(run.config)]
