@@ -1,6 +1,6 @@
 """The papers' tables beside our rows: `book/papers/*.toml` hold what a paper prints, results what we ran.
 
-A table has `columns`, rows of other works that the paper repeats (`quoted`), and rows of the paper itself. Each of
+A table has `columns`, a `note` with its protocol, rows of other works (`quoted`), and rows of the paper itself. Each of
 those names the rows of ours that answer it (`ours`), the command that would run it, and why it was not run or how ours
 differs. A row of ours that is nowhere to be found, or a paper's row without an answer and a reason, is an error.
 """
@@ -87,7 +87,7 @@ def page(project: Project, rows: Rows) -> str:
         "measured, at which preset, with one standard error where there is one; why the paper's own setting was not "
         "run, or in what ours differs; and the command that runs it, or, where no notebook can, the one that makes "
         "our row. No number of ours is typed by hand. "
-        "Rows of other works that a paper repeats are folded: they are the paper's to vouch for. "
+        "Rows of other works that a paper compares itself with are folded: they are the paper's to vouch for. "
         "Everything that we measured, with protocol, seeds and hardware, stands under {doc}`results`.",
         "",
     ]
@@ -97,6 +97,7 @@ def page(project: Project, rows: Rows) -> str:
             lines += [
                 f"### {table['source'][0].upper()}{table['source'][1:]}: {table['title']}",
                 "",
+                *([table["note"], ""] if table.get("note") else []),
                 "```{raw} html",
                 _table(table, rows),
                 "```",
@@ -118,7 +119,7 @@ def _table(table: dict, rows: Rows) -> str:
         parts.append(html_table(titles, body, table["title"], words=len(told)))
     if table.get("quoted"):
         body = [[html.escape(cell) for cell in quoted] for quoted in table["quoted"]]
-        count = f"{len(body)} row{'s' * (len(body) > 1)} of other works that the paper's table repeats"
+        count = f"{len(body)} row{'s' * (len(body) > 1)} of other works"
         inside = html_table(("row", *table["columns"]), body, f"{table['title']}, other works")
         parts.append(f"<details><summary>{count}</summary>{inside}</details>")
     return "".join(parts)
