@@ -112,13 +112,13 @@ def _item(card: Card, outcomes: list[Outcome], rows: Rows, assets: Path) -> str:
         shown = f'<img src="../_static/{name}" alt="{html.escape(card.alt)}">'
     ours, about = "not in this build", card.where
     if all(found for _, found in asked):
-        first = asked[0][1][0]
+        first = asked[0][1]
         values = (
             f"{label} <strong>{results.quantity(found[0].value, found[0].se)}</strong>".strip()
             for label, found in asked
         )
         ours = ", ".join(values)
-        about = f"Paper: {card.where}. Ours: {card.about}; {taken(first)}."
+        about = f"Paper: {card.where}. Ours: {card.about}; {taken(first[0], first)}."
     return (
         f'<li>{shown}<div><a href="{card.page}">{html.escape(card.title)}</a>: {html.escape(card.idea)}'
         f"<p>paper: {html.escape(card.measure)} <strong>{html.escape(card.paper)}</strong> | ours: {ours}</p>"

@@ -134,7 +134,7 @@ def headline(name: str, asked: list[list[str]], rows: papers.Rows) -> str:
         found = rows.of(name, what, dataset)
         if not found and rows.complete:
             raise LookupError(f"book/notebooks.toml opens {name} with {what!r} on {dataset!r}; no run made such a row.")
-        lines += [f"- {papers.sentence(found[0])}"] if found else []
+        lines += [f"- {papers.sentence(found[0], found)}"] if found else []
     return "\n".join(["```{admonition} What came out", ":class: note", *lines, "```"]) if lines else ""
 
 

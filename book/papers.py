@@ -138,7 +138,7 @@ def _answers(asked: dict, rows: Rows) -> list[str]:
         raise LookupError(f"book/papers asks for {asked}, and no run made such a row.")
     lines = []
     for row in found:
-        about = f"{row.name}; {row.dataset}; {taken(row)}"
+        about = f"{row.name}; {row.dataset}; {taken(row, found)}"
         lines.append(
             f'<strong>{html.escape(value(row))}</strong> <small class="ebm-results-note">{html.escape(about)}</small>'
         )
@@ -152,17 +152,22 @@ def value(row) -> str:
     return f"{results.quantity(row.value, row.se)} {row.unit}".strip()
 
 
-def taken(row) -> str:
-    """At which preset, and over how many seeds where there are several."""
+def taken(row, among=()) -> str:
+    """At which preset, and over how many seeds where there are several.
+
+    Where a row in `among` is of the same preset, the protocol's first words, which hold the settings, come before.
+    """
     several = isinstance(row.seed, list) and len(row.seed) > 1
-    return f"preset {row.preset}" + (f", {len(row.seed)} seeds" if several else "")
+    alike = any(other is not row and other.preset == row.preset for other in among)
+    settings = f"{row.protocol.partition(';')[0]}, " if alike else ""
+    return f"{settings}preset {row.preset}" + (f", {len(row.seed)} seeds" if several else "")
 
 
-def sentence(row) -> str:
+def sentence(row, among=()) -> str:
     """A row in one line of Markdown: name, value, what it was taken on, and the paper's number where it has one."""
     place = f" ({row.source})" if row.source else ""
     paper = "" if row.paper is None else f"; the paper: {row.paper}{place}"
-    return f"{row.name}: **{value(row)}** ({row.dataset}, {taken(row)}){paper}"
+    return f"{row.name}: **{value(row)}** ({row.dataset}, {taken(row, among)}){paper}"
 
 
 def html_table(titles: tuple[str, ...], body: list[list[str]], label: str, words: int = 0) -> str:

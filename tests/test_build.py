@@ -471,6 +471,15 @@ def test_a_shared_link_shows_a_title_words_and_a_picture(tmp_path: Path):
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_rows_of_one_preset_are_told_apart_by_their_settings():
+    rows = [results.Row("KL", 1.0, protocol=f"step {a}, temperature 1; ten chains", preset="paper") for a in (0.1, 0.2)]
+    quick = results.Row("KL", 1.0, protocol="step 0.1, temperature 1; ten chains", preset="quick", seed=[0, 1])
+    found = [*rows, quick]
+    assert papers.taken(rows[0]) == "preset paper"
+    assert papers.taken(rows[1], found) == "step 0.2, temperature 1, preset paper"
+    assert papers.taken(quick, found) == "preset quick, 2 seeds"
+
+
 def test_prose_quotes_committed_numbers_means_first(project: Project):
     assert pages.committed_numbers(project) == {}
     mean = results.Row("KL, (ours)", 0.05264, 0.00604, dataset="9-gaussians", seed=[0, 1])
