@@ -198,6 +198,16 @@ def table_spec(energy: Energy, box: float, *, n: int = 257, name: str = "a table
     return {"kind": "table", "n": n, "coefficients": encoded(coefficients), **place, "unit": 1.0}
 
 
+def any_spec(energy: Energy, box: float) -> dict:
+    """A module or function (B, 2) -> (B,) on [-box, box]^2: `net_spec` where it can, `table_spec` else."""
+    if isinstance(energy, MLP) and sum(layer.weight.numel() for layer in energy.layers) <= WEIGHTS:
+        return net_spec(energy, box)
+    if isinstance(energy, torch.nn.Module):
+        with evaluating(energy):
+            return table_spec(energy, box, name="a module")
+    return table_spec(energy, box, name="a function")
+
+
 def table_energy(spec: dict) -> Energy:
     """The torch twin of a table: the spline of `table_spec`, (B, 2) -> (B,) in float64, differentiable in x."""
     n, box = spec["n"], spec["box"]

@@ -512,6 +512,13 @@ class Chains {
     return rate;
   }
 
+  // Particles that the picture does not show.
+  outside(box) {
+    let n = 0;
+    for (let i = 0; i < this.x.length; i += 2) n += Math.max(Math.abs(this.x[i]), Math.abs(this.x[i + 1])) > box;
+    return n;
+  }
+
   meanEnergy() {
     this.energy(this.x, this.n, this.value, this.grad);
     return this.value.reduce((sum, e) => sum + e, 0) / this.n;
@@ -608,6 +615,7 @@ const short = (v) => (v !== 0 && (Math.abs(v) < 0.01 || Math.abs(v) >= 1e4) ? v.
 const GRID = 192; // heat map cells a side, at most
 const BINS = 16; // histogram cells a side; the heat map's side is a multiple of it
 const DEPTH = 10; // energies above the lowest by more than this get one color
+const SHORT = 60; // steps; a shorter run waits for its reader to press Play
 const REPORT_MS = 250; // status and kernel hear of the state at most this often
 
 // Weights of a spec's net; 1 for energies that cost next to nothing.
@@ -773,9 +781,11 @@ function render({ model, el }) {
     const rate = chains.acceptance();
     model.set("histogram_distance", distance);
     model.set("acceptance", rate);
+    // The panel holds the particles against exp(-E), whatever temperature the chain has.
+    const exact = Math.abs(temperature - 1) < 1e-6 ? "exact" : "exact at temperature 1:";
     const rows = [
-      ["Mean energy", chains.meanEnergy().toFixed(2), `exact ${exactMeanEnergy(grid, 1).toFixed(2)}`],
-      ["Histogram distance", distance.toFixed(3), `exact samples ${expectedDistance(masses, chains.n).toFixed(3)}`],
+      ["Mean energy", chains.meanEnergy().toFixed(2), `${exact} ${exactMeanEnergy(grid, 1).toFixed(2)}`],
+      ["Histogram distance", distance.toFixed(3), `${exact} ${expectedDistance(masses, chains.n).toFixed(3)}`],
     ];
     if (modes.at) {
       const visited = modesVisited(chains.x, modes);
@@ -801,7 +811,10 @@ function render({ model, el }) {
       const exact = known ? ` (exact at temperature ${short(temperature)}: ${mean})` : "";
       const at = levels ? ` Level ${chains.level}.` : "";
       const energy = `Mean energy ${chains.meanEnergy().toFixed(2)}${exact}.`;
-      status.textContent = `Step ${chains.count} of ${end()}.${at} ${energy}`;
+      const of = chains.count <= end() ? ` of ${end()}` : "";
+      const out = chains.outside(box);
+      const gone = out ? ` ${out} of ${chains.n} particles are outside of the picture.` : "";
+      status.textContent = `Step ${chains.count}${of}.${at} ${energy}${gone}`;
     }
     panel.replaceChildren(
       ...findings().map(([name, value, exact]) => {
@@ -823,6 +836,10 @@ function render({ model, el }) {
     const style = getComputedStyle(root);
     const color = (name) => style.getPropertyValue(name).trim().match(/\d+/g).map(Number);
     const [low, high] = [color("--ebm-low"), color("--ebm-high")];
+    const sum = (c) => c[0] + c[1] + c[2];
+    const where = `${sum(low) < sum(high) ? "dark" : "bright"} where the energy is low`;
+    const square = `on [-${short(box)}, ${short(box)}] squared`;
+    canvas.setAttribute("aria-label", `Particles on the energy "${get("density")}", ${where}, ${square}`);
     const bottom = grid.reduce((p, q) => Math.min(p, q));
     const image = new ImageData(size, size);
     grid.forEach((e, k) => {
@@ -924,8 +941,10 @@ function render({ model, el }) {
     noise.input.disabled = get("locked");
     if (document.activeElement !== seed) seed.value = get("seed");
     start.value = get("start");
-    limitNote.textContent = limit ? `stability limit 2/L = ${short(limit)}` : "";
-    step.row.classList.toggle("ebm-above", Boolean(limit) && get("step") > limit);
+    const above = Boolean(limit) && get("step") > limit;
+    const bound = `stability limit 2/L = ${short(limit)}`;
+    limitNote.textContent = limit ? (above ? `above the ${bound}: chains can diverge` : bound) : "";
+    step.row.classList.toggle("ebm-above", above);
   }
 
   // Temperature 1 is kept here and in Python by the same formula, so that the page without a kernel has it too.
@@ -956,6 +975,9 @@ function render({ model, el }) {
     model.set("seed", Math.min(Number(seed.value), 4294967295));
     model.save_changes();
   });
+  seed.addEventListener("change", () => {
+    seed.value = get("seed"); // what is no seed gives way to the one in use
+  });
   start.addEventListener("change", () => {
     model.set("start", start.value);
     model.save_changes();
@@ -965,6 +987,7 @@ function render({ model, el }) {
     ["change:step change:locked", hold],
     ["change:noise change:mala change:n_steps change:n_particles change:seed change:start", refresh],
     ["change:n_particles change:seed change:start", reset],
+    ["change:step change:noise change:mala change:n_steps", () => playing || !chains || say(false)],
     ["change:level", () => (level.refresh(), walk())],
   ].flatMap(([events, handler]) => events.split(" ").map((event) => [event, handler]));
   for (const [event, handler] of handlers) model.on(event, handler);
@@ -979,8 +1002,6 @@ function render({ model, el }) {
   });
   const resized = new ResizeObserver(() => draw());
 
-  const where = `dark where the energy is low, on [-${short(box)}, ${short(box)}] squared`;
-  canvas.setAttribute("aria-label", `Particles on the energy "${get("density")}", ${where}`);
   const target = get("level");
   reset();
   if (levels && target < chains.level) {
@@ -992,7 +1013,8 @@ function render({ model, el }) {
   resized.observe(canvas);
   theme.observe(document.documentElement, { attributeFilter: ["data-theme"] });
   theme.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
-  playing = !window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  // A run shorter than a second would be over before anybody looks.
+  playing = !window.matchMedia("(prefers-reduced-motion: reduce)").matches && end() >= SHORT;
   say(!playing);
   wake();
 

@@ -23,12 +23,20 @@ import torch
 import traitlets
 
 from ebmlib import densities
-from ebmlib.exports import encoded, energy_spec, smoothing
+from ebmlib.exports import any_spec, encoded, energy_spec, smoothing
 
 HERE = Path(__file__).parent
 STATIC_CLASS = "ebm-playground-static"
 STARTS = ("uniform", "center", "gaussian", "data")
+KINDS = ("net", "table", "levels")  # of the specs that ebmlib.exports makes of energies that are no density
 DATA = 500  # data points that a page carries at most, 5 kB
+RANGES = {  # a trait's name in words, its least and its largest value
+    "step": ("step", 1e-9, 1000),
+    "noise": ("noise", 0, 1000),
+    "n_steps": ("steps", 1, 10**6),
+    "n_particles": ("particles", 1, 10_000),
+    "seed": ("seed", 0, 2**32 - 1),
+}
 SETTINGS = ("step", "noise", "locked", "mala", "n_steps", "n_particles", "seed", "start", "level")
 STATIC_TRAITS = ("density", "spec", "box", "limit", "data", "modes", *SETTINGS)
 
@@ -98,14 +106,16 @@ $script
 class Playground(anywidget.AnyWidget):
     """Particles under the one update on a 2D energy, with controls.
 
-    energy: an object of `ebmlib.densities`, a name that `densities.by_name` (or "gaussian") knows, or what `net_spec`,
-    `table_spec` or `levels_spec` of `ebmlib.exports` returns.
+    energy: an object of `ebmlib.densities`, a name that `densities.by_name` (or "gaussian") knows, what `net_spec`,
+    `table_spec` or `levels_spec` of `ebmlib.exports` returns, or any module or function (B, 2) -> (B,), drawn on
+    [-box, box]^2 as it is now: an `MLP` by its weights, all others by a table of splines.
     noise=None locks b = sqrt(2 step), temperature 1; noise=0 follows the gradient flow in Euler steps.
     step=None is a fifth of the stability limit, and where none is known a step whose noise is a 40th of the picture's
     half side. mala adds the Metropolis correction.
     particles=None are 400, and fewer for a net of more than 12,500 weights.
     start: "uniform" in the picture, "center", "gaussian" (standard normal in the net's units) or "data", from the first
-    500 points (N, 2) of `data`; a density brings its own.
+    500 points (N, 2) of `data`; a density brings its own. None is "uniform", and "data" where that would diverge.
+    Setting the noise to another temperature opens the lock.
     With levels, chains start from noise and walk down to `level`, and steps count K for each of them; step and noise
     are in units of the level's delta^2 and delta: (.5, 1) are the paper's.
     All controls are traits, synced with the kernel where there is one. ValueError names a bad argument.
@@ -137,12 +147,17 @@ class Playground(anywidget.AnyWidget):
 
     def __init__(
         self, energy="25-gaussians", *, step=None, noise=None, mala=False, steps=500, particles=None, seed=0,
-        start="uniform", data=None,
+        start=None, data=None, box=None,
     ):  # fmt: skip
+        for name, value in {"step": step, "noise": noise, "steps": steps, "particles": particles, "seed": seed}.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{name} must be a number, not {value!r}")
         if isinstance(energy, str):
             energy = densities.gaussian() if energy == "gaussian" else densities.by_name(energy)
-        name, spec, box, limit, own_data = _place(energy)
+        name, spec, box, limit, own_data = _place(energy, box)
         data = own_data if data is None else _points(data)
+        if start is None:  # the funnel's walls are too steep for any step that suits its neck
+            start = "data" if isinstance(energy, densities.Density) and not limit else "uniform"
         if start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
         particles = _particles(spec) if particles is None else particles
@@ -160,10 +175,10 @@ class Playground(anywidget.AnyWidget):
 
     @traitlets.validate("step", "noise", "n_steps", "n_particles", "seed")
     def _in_range(self, proposal):
-        name, value = proposal["trait"].name, proposal["value"]
-        low, high = {"step": (1e-9, 1e3), "noise": (0, 1e3), "seed": (0, 2**32 - 1)}.get(name, (1, 10**6))
+        value = proposal["value"]
+        name, low, high = RANGES[proposal["trait"].name]
         if not low <= value <= high:
-            raise ValueError(f"{name} must lie between {low:g} and {high:g}, not {value!r}")
+            raise ValueError(f"{name} must lie between {low:,} and {high:,}, not {value!r}")
         return value
 
     @traitlets.validate("start")
@@ -184,6 +199,11 @@ class Playground(anywidget.AnyWidget):
         # The page does the same with the same formula, so the two never answer each other.
         if self.locked:
             self.noise = math.sqrt(2 * self.step)
+
+    @traitlets.observe("noise")
+    def _open_lock(self, change):
+        if self.locked and not math.isclose(self.noise, math.sqrt(2 * self.step), rel_tol=1e-9):
+            self.locked = False
 
     def _repr_mimebundle_(self, **kwargs):
         data, metadata = super()._repr_mimebundle_(**kwargs)
@@ -211,20 +231,27 @@ class Playground(anywidget.AnyWidget):
         path.write_text(page, encoding="utf-8")
 
 
-def _modes(energy: dict | densities.Density) -> dict:
+def _modes(energy) -> dict:
     """The modes that the page counts and the radius that belongs to each, where the energy has separate modes."""
-    if isinstance(energy, dict) or energy.modes is None:
+    if not isinstance(energy, densities.Density) or energy.modes is None:
         return {}
     return {"at": energy.modes.double().numpy().round(6).tolist(), "radius": 3 * energy.mode_std}
 
 
-def _place(energy: dict | densities.Density) -> tuple[str, dict, float, float, torch.Tensor | None]:
+def _place(energy, box: float | None) -> tuple[str, dict, float, float, torch.Tensor | None]:
     """(name, spec, half side of the picture, stability limit or 0 where none is known, data) of an energy."""
-    if isinstance(energy, dict) and {"kind", "name", "box"} <= energy.keys():
+    if callable(energy) and not isinstance(energy, densities.Density):
+        if box is None:
+            raise ValueError("a module or a function needs box=, the half side of the picture")
+        energy = any_spec(energy, box)
+    elif box is not None:
+        raise ValueError("box is for a module or a function; a density and a spec have their own")
+    if isinstance(energy, dict) and energy.get("kind") in KINDS and {"name", "box"} <= energy.keys():
         return energy["name"], energy, energy["box"], 0.0, None
     if not isinstance(energy, densities.Density):
         raise ValueError(
-            f"the energy must be a density, its name, or a spec made by ebmlib.exports, not {type(energy).__name__}"
+            "the energy must be a density or its name, a module or function with box=, or what net_spec, table_spec or "
+            f"levels_spec of ebmlib.exports returns, not {type(energy).__name__}"
         )
     spec, data = energy_spec(energy), energy.sample(DATA, torch.Generator().manual_seed(0))
     return energy.name, spec, 1.05 * energy.box, 2 * smoothing(energy) ** 2, data

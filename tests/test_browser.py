@@ -250,6 +250,33 @@ def test_a_playground_makes_sixty_steps_a_second(browser: Browser, tmp_path: Pat
     assert max(rates) > 55, rates
 
 
+def test_a_playground_at_rest_says_what_its_controls_say(browser: Browser, tmp_path: Path):
+    Playground("gaussian", steps=20, step=0.5).save(tmp_path / "page.html")
+    browser.open((tmp_path / "page.html").as_uri(), scheme="dark")
+    label = "return document.querySelector('canvas').getAttribute('aria-label')"
+    assert "bright where the energy is low" in browser.run(label)
+    browser.open((tmp_path / "page.html").as_uri())
+    assert "dark where the energy is low" in browser.run(label)
+    assert browser.run(f"return {STATUS}").startswith("Step 0 of 20"), "a run that short waits for its reader"
+    panel = "return document.querySelector('.ebm-panel').textContent"
+    assert "exact at temperature" not in browser.run(panel)
+    browser.run(
+        "const [lock] = document.querySelectorAll('.ebm-check input'); lock.click();"
+        "const noise = document.querySelectorAll('.ebm-row input[type=range]')[1];"
+        "noise.value = 1; noise.dispatchEvent(new Event('input'));"
+    )
+    hot = browser.run("return /temperature ([\\d.e+]+)/.exec(document.querySelectorAll('output')[1].textContent)[1]")
+    assert f"Temperature b²/(2a){hot}" in browser.run(panel)
+    assert "exact at temperature 1:" in browser.run(panel)
+    browser.run("for (let k = 0; k < 21; k++) document.querySelectorAll('.ebm-buttons button')[1].click();")
+    said = browser.run(f"return {STATUS}")
+    assert said.startswith("Step 21. "), said
+    assert re.search(r" \d+ of 400 particles are outside of the picture\.$", said), said
+    seed = "const seed = document.querySelector('input[type=number]');"
+    browser.run(f"{seed} seed.value = -3; for (const e of ['input', 'change']) seed.dispatchEvent(new Event(e));")
+    assert browser.run(f"{seed} return seed.value") == "0"
+
+
 @pytest.mark.slow
 def test_every_page(browser: Browser, site: str, smoke_book: Path):
     pages = [str(path.relative_to(smoke_book)) for path in checks.html_pages(smoke_book)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from browsing import CHROMIUM, DRIVER, Browser, served
+from torch import nn
 
 from ebmlib import densities, recovery, samplers
 from ebmlib.core import evaluating
@@ -405,6 +406,31 @@ def test_traits_hold_temperature_one():
     assert widget.noise == math.sqrt(0.002)
     assert widget.limit == pytest.approx(2 * 0.08388**2)
     assert not Playground("gaussian", noise=0.3).locked
+    widget.noise = 0.3
+    assert (widget.locked, widget.noise) == (False, 0.3)
+
+
+def test_any_module_or_function_is_drawn_on_its_box():
+    """An `MLP` by its weights where a page can compute them, all others by their table; training mode comes back."""
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 1), nn.Flatten(0))
+    assert Playground(NETS["2x32"][0], box=3.0).spec == net_spec(NETS["2x32"][0], 3.0)
+    assert Playground(MLP(width=400), box=3.0).spec["kind"] == "table"
+    assert Playground(ripple, box=2.0).spec == table_spec(ripple, 2.0, name="a function")
+    widget = Playground(net.train(), box=2.0)
+    x = torch.tensor([[0.3, -1.2], [1.9, 0.0]])
+    assert torch.allclose(table_energy(widget.spec)(x).float(), net.eval()(x), atol=1e-4)
+    assert all(not p.requires_grad or p.grad is None for p in net.parameters())
+
+
+def test_the_funnel_starts_where_its_default_step_holds():
+    widget = Playground("funnel")
+    assert widget.start == "data"
+    target = densities.by_name("funnel")
+    start = target.sample(500, torch.Generator().manual_seed(0))
+    steps = samplers.ula(widget.step, 500)
+    x, info = samplers.langevin(target.energy, start, steps, rng=torch.Generator().manual_seed(1))
+    assert float(x.abs().max()) < widget.box
+    assert abs(float(info.energy.mean()) + densities.mean_log_prob(target)) < 0.5
 
 
 def test_synced_traits_reach_the_page():
@@ -424,10 +450,18 @@ def test_synced_traits_reach_the_page():
         ({"start": "data", "energy": TABLE}, "start 'data' needs data="),
         ({"start": "moon"}, "start must be one of uniform, center, gaussian, data"),
         ({"data": torch.zeros(3)}, "points of shape"),
-        ({"energy": ripple}, "must be a density, its name, or a spec"),
+        ({"energy": ripple}, "a module or a function needs box="),
+        ({"energy": "swiss-roll", "box": 2.0}, "a density and a spec have their own"),
+        (
+            {"energy": {"kind": "x", "name": "n", "box": 1.0}},
+            "must be a density or its name, .* table_spec .*, not dict",
+        ),
+        ({"energy": 3}, "must be a density or its name, .* not int"),
         ({"step": -1.0}, "step must lie between"),
-        ({"particles": 0}, "n_particles must lie between"),
-        ({"seed": -1}, "seed must lie between"),
+        ({"step": "a"}, "step must be a number, not 'a'"),
+        ({"particles": 0}, "^particles must lie between 1 and 10,000, not 0"),
+        ({"steps": True}, "steps must be a number, not True"),
+        ({"seed": -1}, "seed must lie between 0 and 4,294,967,295, not -1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
