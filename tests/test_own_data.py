@@ -31,7 +31,8 @@ def from_the_root(tmp_path, monkeypatch):
 
 
 def test_every_block_is_run_here():
-    run = ["/path/to/photos", "checkpoint.load(path)", "recovery.progressive", "banana", "class Ring", "class Mine"]
+    run = ["/path/to/photos", "checkpoint.load(path)", "recovery.progressive", "banana", "def wells", "class Ring"]
+    run.append("class Mine")
     assert [BLOCKS.index(block(holding)) for holding in run] == list(range(len(BLOCKS)))
 
 
@@ -83,6 +84,14 @@ def test_an_energy_of_your_own(capsys):
     assert abs(mean - 1) < 0.1  # 2000 chains: a standard error of .022
     assert abs(log_z - exact) < 1e-3
     assert exact == pytest.approx(math.log(2**0.5 * math.pi), abs=1e-3)
+
+
+def test_an_energy_of_your_own_in_the_playground():
+    namespace: dict = {}
+    exec(block("def wells"), namespace)
+    play = namespace["play"]
+    assert (play.density, play.box, play.spec["n"], play.start) == ("two wells", 2.5, 129, "center")
+    assert "two wells" in play.static_html()
 
 
 def test_a_density_of_your_own():
