@@ -155,11 +155,11 @@ def value(row) -> str:
 def taken(row, among=()) -> str:
     """At which preset, and over how many seeds where there are several.
 
-    Where a row in `among` is of the same preset, the protocol's first words, which hold the settings, come before.
+    Where a row in `among` differs in the protocol's first words, which hold the settings, these come before the preset.
     """
     several = isinstance(row.seed, list) and len(row.seed) > 1
-    alike = any(other is not row and other.preset == row.preset for other in among)
-    settings = f"{row.protocol.partition(';')[0]}, " if alike else ""
+    own, *others = (r.protocol.partition(";")[0] for r in (row, *among) if r.preset == row.preset)
+    settings = f"{own}, " if any(other != own for other in others) else ""
     return f"{settings}preset {row.preset}" + (f", {len(row.seed)} seeds" if several else "")
 
 
