@@ -77,7 +77,7 @@ compare: env ## train two methods beside ebmkit's and write data/results/methods
 	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps --target build/compare "$$wanted"
 	@PYTHONPATH=build/compare $(RUN) benchmarks/against_ebmkit.py
 
-# Pins stay where they still satisfy pyproject.toml; UPGRADE=--upgrade takes the newest of everything.
+# No index's address goes into the lock. Pins stay where they still satisfy pyproject.toml; UPGRADE=--upgrade takes the newest of everything.
 lock: env ## resolve pyproject.toml into requirements.lock
 	@$(VENV)/bin/uv pip compile pyproject.toml --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --extra book --extra test --extra data --custom-compile-command "make lock" -o requirements.lock

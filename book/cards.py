@@ -22,10 +22,10 @@ def site_of(repository: str) -> str:
     return f"https://{owner}.github.io/" + ("" if name.lower() == f"{owner}.github.io" else f"{name}/")
 
 
-def settings(site: str) -> dict[str, Any]:
-    """Sphinx settings for a book published at `site`; a picture needs a full address, so without one there is none."""
+def settings(site: str, title: str) -> dict[str, Any]:
+    """Sphinx settings for a book published at `site`; a picture needs a full address: without one there is none."""
     pictures = {"enable": bool(site), "image": LOGO, "image_mini": LOGO, "line_color": ACCENT}
-    return {"ogp_site_url": site, "ogp_site_name": "Energy-based models, run", "ogp_social_cards": pictures}
+    return {"ogp_site_url": site, "ogp_site_name": title, "ogp_social_cards": pictures}
 
 
 def tag_first_page(pages: Path) -> None:

@@ -82,7 +82,7 @@ def configured(config: dict, address: str | None, with_script: bool) -> dict:
     site = cards.site_of(repository["url"])
     if site:
         config["html"] = config.get("html", {}) | {"baseurl": site}
-    config["sphinx"]["config"] |= cards.settings(site)
+    config["sphinx"]["config"] |= cards.settings(site, config["title"])
     if with_script:
         config["sphinx"]["config"]["html_js_files"] = ["langevin-static.js"]
     return config

@@ -987,7 +987,7 @@ function render({ model, el }) {
     ["change:step change:locked", hold],
     ["change:noise change:mala change:n_steps change:n_particles change:seed change:start", refresh],
     ["change:n_particles change:seed change:start", reset],
-    ["change:step change:noise change:mala change:n_steps", () => playing || !chains || say(false)],
+    ["change:step change:noise change:mala change:n_steps", () => playing || say(false)],
     ["change:level", () => (level.refresh(), walk())],
   ].flatMap(([events, handler]) => events.split(" ").map((event) => [event, handler]));
   for (const [event, handler] of handlers) model.on(event, handler);

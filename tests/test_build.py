@@ -416,7 +416,12 @@ def test_a_banner_comes_first_where_there_is_no_title(tmp_path: Path):
 
 def test_buttons_stand_only_where_the_repository_has_an_address():
     def config() -> dict:
-        return {"repository": {"url": ""}, "html": {"use_issues_button": False}, "sphinx": {"config": {}}}
+        return {
+            "title": "A book",
+            "repository": {"url": ""},
+            "html": {"use_issues_button": False},
+            "sphinx": {"config": {}},
+        }
 
     assert "launch_buttons" not in pages.configured(config(), None, False)
     assert "repository" not in pages.configured(config(), "", False)
@@ -456,7 +461,7 @@ def test_a_shared_link_shows_a_title_words_and_a_picture(tmp_path: Path):
     (source / "conf.py").write_text(
         "extensions = ['myst_parser', 'sphinxcontrib.bibtex', 'sphinxext.opengraph', 'book.cards']\n"
         "root_doc, bibtex_bibfiles, bibtex_default_style = 'book/index', ['all.bib'], 'unsrt'\n"
-        f"globals().update({cards.settings('https://someone.github.io/book/')!r})\n"
+        f"globals().update({cards.settings('https://someone.github.io/book/', 'A book')!r})\n"
     )
     command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(source), str(made)]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
@@ -464,7 +469,7 @@ def test_a_shared_link_shows_a_title_words_and_a_picture(tmp_path: Path):
     cards.tag_first_page(made)
     for page in ("book/index.html", "index.html"):
         tags = dict(re.findall(r'<meta (?:property|name)="([\w:]+)" content="([^"]*)"', (made / page).read_text()))
-        assert tags["og:title"] == "A title"
+        assert (tags["og:title"], tags["og:site_name"]) == ("A title", "A book")
         assert tags["og:description"] == tags["description"] == "As in Doe, then."
         assert tags["og:url"] == "https://someone.github.io/book/book/index.html"
         picture = made / tags["og:image"].removeprefix("https://someone.github.io/book/")
