@@ -210,7 +210,7 @@ class MethodsToy:
     sigma: float = value(0.1, source="score matching: noise, about the narrowest mode's std", low=1e-6)
     long_K: int = value(1000, source="score matching, VAEBM: steps of the chains that sample them", low=1)
     b2: float = value(0.06, source="recovery likelihood; `drl_toy`", low=1e-9)
-    b2_modes: float = value(0.02, source="and where the target has separate modes, its committed run", low=1e-9)
+    b2_small: float = value(0.02, source="and on separate modes or the Swiss roll: its committed runs", low=1e-9)
     c_power: float = value(0.4, source="recovery likelihood; `drl_toy`", low=0)
     weight_power: float = value(2.0, source="recovery likelihood; `drl_toy`", low=0)
     vae_share: float = value(0.3, source="VAEBM: part of the budget for its VAE", low=1e-3, below=1)
