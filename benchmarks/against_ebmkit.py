@@ -91,11 +91,11 @@ def ours_cd(data: Tensor, seed: int, iterations: int = OURS_CD, K: int = 20, ste
     return Trained(lambda x: net(FACTOR * x), {name: x / FACTOR for name, x in ends.items()}, seconds)
 
 
-def ours_drl(data: Tensor, seed: int, iterations: int = OURS_DRL, K: int = 30) -> Trained:
-    """Recovery likelihood with the settings of the chapter `drl_toy`."""
+def ours_drl(data: Tensor, seed: int, iterations: int = OURS_DRL, K: int = 30, b2: float = 0.02) -> Trained:
+    """Recovery likelihood with the settings of the chapter `drl_toy`, and its step for thin shapes: .06 diverges."""
     rng = training.seeded(seed)
     torch.manual_seed(seed)
-    tables = recovery.noising(6, 0.06, scaled=False, c_power=0.4, weight_power=2.0)
+    tables = recovery.noising(6, b2, scaled=False, c_power=0.4, weight_power=2.0)
     net = TimeMLP(width=64, multipliers=(1, 1, 1), gain=7.0, spectral=False)
 
     def step(x):
