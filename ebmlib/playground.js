@@ -388,6 +388,8 @@ function createEnergy(spec) {
 
 // ---- the chains ----
 
+const PROBES = 256; // particles from which the effective temperature is measured: 6 % of error on a Gaussian
+const PROBE = 1e-4; // and the distance of its differences, far below every width of a density here
 const ESCAPE = 1e3; // a particle beyond this has diverged: every density here lives within |x| < 10
 
 // The parts of a walk down noise levels: energies of the levels 0, 1, .. and the tables of recovery.noising. A net
@@ -449,7 +451,7 @@ class Chains {
 
   // Energy and gradient that the chain follows; at a level, E(y) + precision / 2 |x_(t+1) - y|^2.
   evaluate(x, value, grad) {
-    this.energy(x, this.n, value, grad);
+    this.energy(x, x.length / 2, value, grad);
     if (!this.levels) return;
     const precision = this.levels.precision[this.level];
     for (let i = 0; i < x.length; i++) {
@@ -510,6 +512,28 @@ class Chains {
     const rate = this.proposed ? this.accepted / this.proposed : null;
     this.accepted = this.proposed = 0;
     return rate;
+  }
+
+  // The temperature at which the particles would be at rest: over exp(-E / T) the mean of |grad E|^2 is T times the
+  // mean of the Laplacian. From the first PROBES particles, with the Laplacian by differences of the gradient; null
+  // where its mean is not positive, as it may be while chains are far from rest.
+  effectiveTemperature() {
+    const x = this.x.slice(0, 2 * PROBES);
+    const value = new Float64Array(x.length / 2);
+    const grad = new Float64Array(x.length);
+    this.evaluate(x, value, grad);
+    const squares = grad.reduce((sum, g) => sum + g * g, 0);
+    const from = x.slice();
+    let laplacians = 0;
+    for (const d of [0, 1]) {
+      for (const h of [PROBE, -PROBE]) {
+        for (let i = d; i < x.length; i += 2) x[i] = from[i] + h;
+        this.evaluate(x, value, grad);
+        for (let i = d; i < x.length; i += 2) laplacians += grad[i] / (2 * h);
+      }
+      for (let i = d; i < x.length; i += 2) x[i] = from[i];
+    }
+    return laplacians > 0 ? squares / laplacians : null;
   }
 
   // Particles that the picture does not show.
@@ -616,6 +640,7 @@ const GRID = 192; // heat map cells a side, at most
 const BINS = 16; // histogram cells a side; the heat map's side is a multiple of it
 const DEPTH = 10; // energies above the lowest by more than this get one color
 const SHORT = 60; // steps; a shorter run waits for its reader to press Play
+const TOLD = ["histogram_distance", "acceptance", "modes_visited", "effective_temperature"]; // null once diverged
 const REPORT_MS = 250; // status and kernel hear of the state at most this often
 
 // Weights of a spec's net; 1 for energies that cost next to nothing.
@@ -792,7 +817,9 @@ function render({ model, el }) {
       model.set("modes_visited", visited);
       rows.push(["Modes with a particle", visited, `of ${modes.at.length}`]);
     }
-    rows.push(["Temperature b²/(2a)", short(temperature), null]);
+    const measured = chains.effectiveTemperature();
+    model.set("effective_temperature", measured);
+    rows.push(["Effective temperature", measured === null ? "none" : short(measured), `b²/(2a): ${short(temperature)}`]);
     const accepted = rate === null ? "none yet" : `${(100 * rate).toFixed(0)} %`;
     if (get("mala")) rows.push(["Accepted proposals", accepted, null]);
     return rows;
@@ -803,7 +830,7 @@ function render({ model, el }) {
     status.setAttribute("aria-live", polite ? "polite" : "off");
     if (chains.diverged) {
       status.textContent = divergedText(chains.a, limit, chains.count);
-      for (const name of ["histogram_distance", "acceptance", "modes_visited"]) model.set(name, null);
+      for (const name of TOLD) model.set(name, null);
     } else {
       const temperature = chains.count ? (get("noise") * get("noise")) / (2 * get("step")) : 1;
       const known = !levels && temperature >= 0.2 && temperature <= 2;

@@ -143,6 +143,7 @@ class Playground(anywidget.AnyWidget):
     mean_energy = traitlets.Float(None, allow_none=True).tag(sync=True)  # None once diverged
     acceptance = traitlets.Float(None, allow_none=True).tag(sync=True)  # of MALA's last proposals
     histogram_distance = traitlets.Float(None, allow_none=True).tag(sync=True)  # total variation on 16 x 16 cells
+    effective_temperature = traitlets.Float(None, allow_none=True).tag(sync=True)  # mean |grad E|^2 / mean Laplacian
     modes_visited = traitlets.Int(None, allow_none=True).tag(sync=True)  # modes with a particle within 3 std
 
     def __init__(

@@ -16,8 +16,9 @@ export function check(playground, task) {
     while (run.count < steps && run.step(a, b));
     const finite = run.x.every(Number.isFinite);
     const second = run.x.reduce((sum, v) => sum + v * v, 0) / run.x.length;
+    const temperature = finite ? run.effectiveTemperature() : null;
     const text = divergedText(a, limit, run.count);
-    return { count: run.count, diverged: run.diverged, second: finite ? second : null, text };
+    return { count: run.count, diverged: run.diverged, second: finite ? second : null, temperature, text };
   });
 
   // Walks down noise levels, every number told.
@@ -33,7 +34,7 @@ export function check(playground, task) {
       run.step(a, b);
       seen.push(run.level);
     }
-    return { start, noise, seen, end: Array.from(run.x) };
+    return { start, noise, seen, end: Array.from(run.x), temperature: run.effectiveTemperature() };
   });
 
   // Updates whose every number is told, so that torch can repeat them.
@@ -45,7 +46,7 @@ export function check(playground, task) {
     const normal = run.rng.normal.bind(run.rng);
     run.rng.normal = () => (noise.push(normal()), noise.at(-1));
     for (let k = 0; k < steps; k++) run.step(a, b);
-    return { start, noise, end: Array.from(run.x) };
+    return { start, noise, end: Array.from(run.x), temperature: run.effectiveTemperature() };
   });
 
   // Independent MALA chains from the exact law's scale: second moment, acceptance, and whether all stay in the walls.

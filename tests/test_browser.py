@@ -266,7 +266,7 @@ def test_a_playground_at_rest_says_what_its_controls_say(browser: Browser, tmp_p
         "noise.value = 1; noise.dispatchEvent(new Event('input'));"
     )
     hot = browser.run("return /temperature ([\\d.e+]+)/.exec(document.querySelectorAll('output')[1].textContent)[1]")
-    assert f"Temperature b²/(2a){hot}" in browser.run(panel)
+    assert re.search(rf"Effective temperature[\d.e+]+b²/\(2a\): {re.escape(hot)}", browser.run(panel))
     assert "exact at temperature 1:" in browser.run(panel)
     browser.run("for (let k = 0; k < 21; k++) document.querySelectorAll('.ebm-buttons button')[1].click();")
     said = browser.run(f"return {STATUS}")

@@ -183,6 +183,15 @@ def with_gradient(energy, x):
     return torch.cat([value[:, None], gradient], 1).detach()
 
 
+def effective_temperature(energy, x):
+    """Mean squared gradient over mean Laplacian, or None where that is not positive; the Laplacian by autograd."""
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+    rows = [torch.autograd.grad(gradient[:, d].sum(), x, retain_graph=True)[0][:, d] for d in range(2)]
+    laplacian = sum(rows).mean()
+    return float((gradient.square().sum(1).mean() / laplacian).detach()) if laplacian > 0 else None
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_energies_and_gradients_equal_torch(engine, name):
     points, _, out = engine
@@ -226,6 +235,8 @@ def test_stationary_variance_of_the_chain(engine, k):
     assert abs(z) < 4
     if k == 1:
         assert abs(exact - S**2) > 20 * se  # the bias of the step is seen, not only the target's variance
+    measured = engine[2]["chains"][k]["temperature"]  # from 256 particles, each with two squares
+    assert abs(measured * S**2 / exact - 1) < 4 * math.sqrt(2 / 512)
 
 
 @pytest.mark.parametrize("k", range(3))
@@ -242,6 +253,7 @@ def test_updates_equal_torch(engine, k):
         x, left = torch.where(over, x.sign() * (2 * walls - x.abs()), x), left + int(over.sum())
     assert left > 0 or k > 0
     torch.testing.assert_close(end.reshape(-1, 2), x, rtol=1e-5, atol=1e-5)
+    assert out["temperature"] == pytest.approx(effective_temperature(energy, end.reshape(-1, 2)), rel=1e-4)
 
 
 @pytest.mark.parametrize("k", range(3))
@@ -262,9 +274,11 @@ def test_a_walk_down_the_levels_equals_torch(engine, k):
             for a, b in recovery.schedule(NOISING, t, 3, 0.99):
                 y = y - a[:, None] * with_gradient(target, y)[:, 1:] + b[:, None] * next(noise)
             x = y / NOISING.scale[level]
+        measured = effective_temperature(target, end)
     assert next(noise, None) is None
     assert out["seen"] == [level for level in reversed(range(T)) for _ in range(3)]
     torch.testing.assert_close(end / NOISING.scale[0], x, rtol=1e-5, atol=1e-5)
+    assert out["temperature"] == pytest.approx(measured, rel=1e-4)  # of the conditional, not of the level's energy
     first = torch.tensor(out["start"], dtype=torch.float64).reshape(-1, 2)
     assert (x - first).square().mean() > 0.01  # it went somewhere
 
@@ -275,6 +289,7 @@ def test_a_walk_down_exact_levels_returns_the_data_law(engine):
     z = (x.mean(0) - torch.tensor([0.5, -0.3])) / (1.1 / math.sqrt(2000))
     assert z.abs().max() < 4
     assert (x.std(0) / 1.1 - 1).abs().max() < 4 / math.sqrt(2 * 2000) + 0.02  # the step's bias is below .02
+    assert abs(out["temperature"] - 1) < 4 * math.sqrt(2 / 512) + 0.04
 
 
 def test_a_levels_table_is_the_levels_energy():
