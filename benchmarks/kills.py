@@ -1,0 +1,175 @@
+"""Kills training runs with signal 9 at random moments, resumes each, and counts those that end as if nothing had been.
+
+    make kills          # 100 kills, writes data/benchmarks/kills.json
+    python benchmarks/kills.py [--kills N] [--seed S] [--out FILE]
+
+A run is persistent contrastive divergence in two dimensions: a net, its running mean, Adam, a reservoir and generators.
+It writes a checkpoint every few iterations, so that kills fall into writes, too. One run that nobody kills comes first.
+Every other one is killed at a moment drawn uniformly over its length, resumed to the end, and compared with the first
+bit by bit: weights, running mean, optimizer, reservoir, generators and the log.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch._dynamo  # what a first optimizer imports, seconds long: once, before the forks
+
+from ebmlib import checkpoint, densities, results, training
+from ebmlib.core import evaluating
+from ebmlib.nets.energies import MLP
+from ebmlib.objectives import contrastive
+from ebmlib.reservoir import Reservoir
+from ebmlib.samplers import langevin, ula
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "data" / "benchmarks" / "kills.json"
+KEY = {"what": "persistent contrastive divergence, killed"}
+ITERATIONS, SAVE_EVERY = 400, 5
+
+
+def train(folder: Path, iterations: int = ITERATIONS) -> None:
+    """The run in `folder`, from its newest checkpoint on."""
+    torch.set_num_threads(1)
+    target = densities.by_name("9-gaussians")
+    torch.manual_seed(0)
+    rng, chain = training.seeded(1), ula(0.002, 5)
+    net = MLP(width=32, depth=2)
+    pool = Reservoir(lambda n, rng: torch.randn(n, 2, generator=rng), rng, capacity=200, restart=0.05)
+
+    def step(x):
+        with evaluating(net):
+            x_neg, _ = langevin(net, pool.draw(len(x), rng), chain, rng=rng)
+        pool.push(x_neg, rng)
+        return contrastive(net(x), net(x_neg))
+
+    run = training.open_run("kills", KEY, folder, resume=folder.exists())
+    parts = {"net": net, "ema": training.Ema(net, 0.99), "optimizer": torch.optim.Adam(net.parameters(), 1e-3)}
+    batches = training.Draws(target.sample, 32, rng)
+    training.fit(
+        step, batches, **parts, iterations=iterations, run=run, state=[pool], save_every=SAVE_EVERY, progress=False
+    )
+
+
+def in_child(folder: Path) -> int:
+    """Starts the run in a process of its own; a fork, because importing torch a hundred times would take an hour."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its complaint would be one of a hundred
+        train(folder)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def ended(pid: int) -> int:
+    """Waits for a process; its exit status, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash over the last checkpoint's tensors and numbers and over the log, all but the seconds."""
+    newest = sorted(folder.glob("step-*.safetensors"))[-1]
+    objects, meta = checkpoint.load(newest)
+    digest = hashlib.sha256(str(meta["iteration"]).encode())
+    for line in leaves(objects):
+        digest.update(line)
+    digest.update((folder / "log.csv").read_bytes())
+    return digest.hexdigest()
+
+
+def leaves(value, path: str = ""):
+    """Every tensor and number of a nested object as bytes, with its place."""
+    if isinstance(value, dict):
+        for name in sorted(value, key=str):
+            yield from leaves(value[name], f"{path}/{name}")
+    elif isinstance(value, list | tuple):
+        for k, part in enumerate(value):
+            yield from leaves(part, f"{path}/{k}")
+    else:
+        array = torch.as_tensor(value).contiguous().numpy() if isinstance(value, torch.Tensor) else value
+        yield path.encode() + (array.tobytes() if hasattr(array, "tobytes") else repr(array).encode())
+
+
+def moment(folder: Path) -> str:
+    """Where a kill fell, by what it left: a checkpoint half written, no checkpoint yet, or neither."""
+    if list(folder.glob(".*.tmp")):
+        return "while a file was being written"
+    return "between writes" if list(folder.glob("step-*.safetensors")) else "before the first checkpoint"
+
+
+def one_kill(folder: Path, wait: float) -> tuple[str | None, bool]:
+    """(where the kill fell, whether the resumed run was able to end); None if the run was over before it."""
+    pid = in_child(folder)
+    time.sleep(wait)
+    os.kill(pid, signal.SIGKILL)
+    if ended(pid) != -signal.SIGKILL:
+        return None, False
+    where = moment(folder) if folder.exists() else "before the folder was there"
+    return where, ended(in_child(folder)) == 0
+
+
+def count(kills: int, seed: int) -> tuple[Counter, int, int, float]:
+    """(kills by where they fell, resumes that ended, those that are bit-identical, seconds of a whole run)."""
+    pick, where, resumed, identical = random.Random(seed), Counter(), 0, 0
+    with tempfile.TemporaryDirectory() as room:
+        began = time.perf_counter()
+        if ended(in_child(Path(room) / "whole")):
+            raise SystemExit("the run that nobody kills did not end")
+        seconds, whole = time.perf_counter() - began, fingerprint(Path(room) / "whole")
+        while where.total() < kills:
+            folder = Path(room) / f"killed-{where.total()}"
+            place, done = one_kill(folder, pick.uniform(0, seconds))
+            if place is not None:
+                where[place] += 1
+                resumed += done
+                identical += done and fingerprint(folder) == whole
+            remove(folder)
+    return where, resumed, identical, seconds
+
+
+def remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    if folder.exists():
+        folder.rmdir()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    began = time.perf_counter()
+    where, resumed, identical, each = count(given.kills, given.seed)
+    about = {"protocol": f"signal 9, {ITERATIONS} iterations, a checkpoint every {SAVE_EVERY}", "seed": given.seed}
+    row = lambda name, value: results.Row(name, value, n=given.kills, device=results.hardware(), **about)
+    rows = [row(f"kills {place}", n) for place, n in sorted(where.items())]
+    rows += [row("resumes that ended", resumed), row("bit-identical ends", identical)]
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    meta = {"command": "make kills", "seconds": round(time.perf_counter() - began), "seconds of a run": round(each, 1)}
+    results.save(given.out, rows, overwrite=True, commit=git_commit(), **meta)
+    print(results.as_text(rows))
+    if identical < given.kills:
+        raise SystemExit(f"{given.kills - identical} of {given.kills} runs did not end as the one that nobody killed")
+
+
+def git_commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
