@@ -134,7 +134,10 @@ def count(kills: int, seed: int) -> tuple[Counter, int, int, float]:
             if place is not None:
                 where[place] += 1
                 resumed += done
-                identical += done and fingerprint(folder) == whole
+                same = done and fingerprint(folder) == whole
+                identical += same
+                if not same:
+                    print(f"kill {where.total()}, {place}: {'another end' if done else 'no end'}", flush=True)
             remove(folder)
     return where, resumed, identical, seconds
 

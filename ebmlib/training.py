@@ -10,15 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ebmlib.checkpoint import Run, load, load_module, load_weights, open_run, save, save_weights  # noqa: F401 (the face)
+from ebmlib.history import Board, History, Stats, Watch
 
 CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
-Stats = Mapping[str, Tensor]
 Step = Callable[[Any], tuple[Tensor, Stats]]
 
 
@@ -31,6 +30,14 @@ class Diverged(RuntimeError):
     def __init__(self, message: str, iteration: int, checkpoint: Any = None, history: Any = None):
         super().__init__(message)
         self.iteration, self.checkpoint, self.history = iteration, checkpoint, history
+
+
+class OutOfMemory(RuntimeError):
+    """The device's memory did not suffice at `iteration`; `checkpoint` is the last good one or None."""
+
+    def __init__(self, message: str, iteration: int, checkpoint: Any = None):
+        super().__init__(message)
+        self.iteration, self.checkpoint = iteration, checkpoint
 
 
 # Devices, generators, data -------------------------------------------------------------------------------------------
@@ -133,91 +140,6 @@ class Ema:
         load_weights(self.module, state, "the saved running mean")
 
 
-# What was seen -------------------------------------------------------------------------------------------------------
-
-
-class History:
-    """The logged iterations: `step` and `loss` (n,), history[name] of a stat (n,) or (n, L), `seconds` of training."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.seconds = 0.0
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        shape = next((np.shape(row[name]) for row in self.rows if name in row), None)
-        if shape is None:
-            raise KeyError(f"no stat named {name!r}; there are: {', '.join(self.names())}")
-        missing = np.full(shape, np.nan)
-        return np.array([row.get(name, missing) for row in self.rows])
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def step(self) -> np.ndarray:
-        return np.array([row["step"] for row in self.rows], dtype=np.int64)
-
-    @property
-    def loss(self) -> np.ndarray:
-        return np.array([row["loss"] for row in self.rows], dtype=np.float64)
-
-    def names(self) -> list[str]:
-        """The columns, in the order in which they first came."""
-        return list(dict.fromkeys(name for row in self.rows for name in row))
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        return {name: self[name] for name in self.names()}
-
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        columns = [values.tolist() for values in state.values()]
-        self.rows = [dict(zip(state, values, strict=True)) for values in zip(*columns, strict=True)]
-
-    def csv(self) -> str:
-        """One line an iteration; a stat of L entries has the columns name_0 .. name_{L-1}."""
-        columns = {}
-        for name in self.names():
-            values = self[name]
-            columns.update({name: values} if values.ndim == 1 else {f"{name}_{i}": v for i, v in enumerate(values.T)})
-        lines = [",".join(columns)] + [",".join(f"{v:.9g}" for v in row) for row in zip(*columns.values(), strict=True)]
-        return "\n".join(lines) + "\n"
-
-
-class _Watch:
-    """Keeps losses on the device until `check` moves them over together, logs them and finds the first bad one."""
-
-    def __init__(self, bound: float | Mapping[str, float], log_every: int, history: History):
-        self.bound = {"loss": 1e6, **bound} if isinstance(bound, Mapping) else {"loss": bound}
-        self.log_every, self.history = log_every, history
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []
-        self.text = ""
-
-    def add(self, iteration: int, loss: Tensor, stats: Stats) -> None:
-        values = {"loss": loss, **stats}
-        names = values if self._logged(iteration) else [name for name in values if name in self.bound]
-        self.pending.append((iteration, {name: torch.as_tensor(values[name]).detach().to(loss) for name in names}))
-
-    def _logged(self, iteration: int) -> bool:
-        return iteration == 1 or iteration % self.log_every == 0
-
-    def check(self) -> tuple[int, str] | None:
-        """(iteration, what was seen) of the first value that is not finite or is out of bounds, else None."""
-        flat = [value.reshape(-1) for _, values in self.pending for value in values.values()]
-        numbers = iter(torch.cat(flat).tolist() if flat else [])
-        pending, self.pending = self.pending, []
-        for iteration, values in pending:
-            row = {name: [next(numbers) for _ in range(v.numel())] for name, v in values.items()}
-            for name in self.bound.keys() & row.keys():
-                for number in row[name]:
-                    if not abs(number) <= self.bound[name]:  # also true of NaN
-                        return iteration, f"{name} is {number:.6g} (bound {self.bound[name]:g})"
-            row = {name: number if values[name].dim() else number[0] for name, number in row.items()}
-            if self._logged(iteration):
-                self.history.rows.append({"step": iteration, **row})
-            shown = [name for name in ("loss", "gap") if isinstance(row.get(name), float)]
-            self.text = ", ".join(f"{name} {row[name]:.4g}" for name in shown)
-        return None
-
-
 # The loop ------------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +150,7 @@ class _Parts:
         self.nets = dict(net) if isinstance(net, Mapping) else {"net": net}
         self.emas = {} if ema is None else dict(ema) if isinstance(ema, Mapping) else {"net": ema}
         self.optimizer, self.batches, self.state = optimizer, batches, list(state)
+        self.rows: int | None = None  # of the last batch
         self.generators = list(generators)
         rng = getattr(batches, "rng", None)
         if rng is not None and not any(rng is other for other in self.generators):
@@ -345,9 +268,15 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def _memory_was_short(error: RuntimeError) -> bool:
+    """CUDA has a class of its own for it; the CPU's allocator has only its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _advance(step: Step, parts: _Parts, clip_norm: float | None) -> tuple[Tensor, Stats]:
-    optimizer = parts.optimizer
-    loss, stats = step(next(parts.batches))
+    optimizer, batch = parts.optimizer, next(parts.batches)
+    parts.rows = len(batch) if isinstance(batch, Tensor) else None
+    loss, stats = step(batch)
     optimizer.zero_grad(set_to_none=True)  # after the step: gradients that a chain left behind do not count
     loss.backward()
     if clip_norm is not None:
@@ -361,15 +290,18 @@ def _advance(step: Step, parts: _Parts, clip_norm: float | None) -> tuple[Tensor
 class _Keeper(contextlib.AbstractContextManager):
     """Looks at what was seen, every CHECK_EVERY iterations and before each checkpoint, and writes the checkpoints."""
 
-    def __init__(self, run: Run | None, parts: _Parts, watch: _Watch, save_every: int, keep: int):
+    def __init__(self, run: Run | None, parts: _Parts, watch: Watch, save_every: int, keep: int):
         self.run, self.parts, self.watch, self.save_every, self.keep = run, parts, watch, save_every, keep
         self.good = run.checkpoints()[-1] if run is not None and run.checkpoints() else None
         try:
             self.start = parts.restore(self.good) if self.good else 0
+            if self.good:  # a kill may have come between the checkpoint and its log
+                run.write_text("log.csv", parts.history.csv())
         except BaseException:
             run.close()  # the same process may try again
             raise
         self.began = time.perf_counter() - parts.history.seconds
+        self.board = Board(run and run.create, self.start)
 
     def look(self, iteration: int, loss: Tensor, stats: Stats, last: bool) -> None:
         self.watch.add(iteration, loss, stats)
@@ -381,8 +313,25 @@ class _Keeper(contextlib.AbstractContextManager):
             meta = {"seconds": self.parts.history.seconds}
             self.good = self.run.save(iteration, self.parts.objects(), meta, self.keep)
             self.run.write_text("log.csv", self.parts.history.csv())
+            self.board.write(self.parts.history)
+
+    @contextlib.contextmanager
+    def memory(self, iteration: int) -> Iterator[None]:
+        """Within: memory that does not suffice becomes one sentence that says what to lower."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not _memory_was_short(error):
+                raise
+            rows = f" (now {self.parts.rows})" if self.parts.rows else ""
+            message = (
+                f"out of memory at iteration {iteration}: lower the batch size{rows} first, then the width of the net; "
+                f"{self._last_good()}"
+            )
+            raise OutOfMemory(message, iteration, self.good) from error
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
+        self.board.close()
         if kind is not None and self.run is not None:
             self.run.close()  # the same process may resume it
 
@@ -392,12 +341,13 @@ class _Keeper(contextlib.AbstractContextManager):
             bad = iteration, f"the weight {name} is not finite"
         if bad is None:
             return
-        which = "there is no checkpoint yet"
-        if self.good is not None:
-            number = int(self.good.stem.rpartition("-")[2])
-            which = f"the last good checkpoint is {self.good} (iteration {number})"
-        message = f"training diverged at iteration {bad[0]}: {bad[1]}; {which}"
+        message = f"training diverged at iteration {bad[0]}: {bad[1]}; {self._last_good()}"
         raise Diverged(message, bad[0], self.good, self.parts.history)
+
+    def _last_good(self) -> str:
+        if self.good is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.good} (iteration {int(self.good.stem.rpartition('-')[2])})"
 
 
 def fit(
@@ -428,18 +378,20 @@ def fit(
     is continued, bit-identically on the CPU at the same thread count; `generators`, batches.rng, torch's own generator
     and the objects in `state` (state_dict, load_state_dict) are in it. `warmup` is linear; `cosine` decays to 0.
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`; a checkpoint is always good.
+    OutOfMemory says what to lower. The run's folder has log.csv, and TensorBoard scalars if tensorboard is installed.
     """
     batches = batches if hasattr(batches, "__next__") else iter(batches)
     rate = _Rate(optimizer, warmup, cosine, iterations)
     parts = _Parts(net, ema, optimizer, batches, generators, state)
-    keeper = _Keeper(run, parts, _Watch(bound, log_every, parts.history), save_every, keep)
+    keeper = _Keeper(run, parts, Watch(bound, log_every, parts.history), save_every, keep)
     interval = 0.5 if os.isatty(2) else 5.0
     shown = {"desc": desc, "leave": False, "mininterval": interval, "disable": not progress}
     bar = tqdm(total=iterations, initial=keeper.start, **shown)
     with keeper, bar, rate, _deterministic(deterministic), _interrupts() as interrupted:
         for iteration in range(keeper.start + 1, iterations + 1):
             rate.set(iteration)
-            loss, stats = _advance(step, parts, clip_norm)
+            with keeper.memory(iteration):
+                loss, stats = _advance(step, parts, clip_norm)
             stop = interrupted()
             keeper.look(iteration, loss, stats, last=stop or iteration == iterations)
             bar.set_postfix_str(keeper.watch.text, refresh=False)

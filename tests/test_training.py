@@ -209,6 +209,16 @@ def test_resume_after_ten_kills(tmp_path, child):
     kill_and_resume(tmp_path, child, kills=10, seed=12)
 
 
+def test_a_kill_between_the_last_checkpoint_and_its_log_leaves_no_old_log(tmp_path):
+    with open_run("n", KEY, tmp_path / "run") as run:
+        train(run)
+    log = tmp_path / "run" / "log.csv"
+    whole = log.read_text()
+    log.write_text(whole[: len(whole) // 2])
+    train(open_run("n", KEY, tmp_path / "run", resume=True))
+    assert log.read_text() == whole
+
+
 def test_ctrl_c_saves_the_iteration_and_the_same_process_goes_on(tmp_path):
     whole, *_ = train(None)
 
@@ -238,6 +248,43 @@ def test_ctrl_c_at_a_bad_iteration_saves_nothing(tmp_path):
     with pytest.raises(Diverged, match="iteration 12: loss is nan"):
         train(run, at=interrupt)
     assert [path.name for path in run.checkpoints()] == ["step-00000007.safetensors"]
+
+
+def test_memory_that_does_not_suffice_says_what_to_lower(tmp_path):
+    def hungry(iteration, loss):
+        return loss if iteration < 10 else loss + torch.empty(2**58)[0]
+
+    run = open_run("n", KEY, tmp_path / "run")
+    with pytest.raises(training.OutOfMemory) as error:
+        train(run, at=hungry)
+    good = tmp_path / "run" / "step-00000007.safetensors"
+    said = "out of memory at iteration 10: lower the batch size (now 16) first, then the width of the net; "
+    assert one_line(error) == f"{said}the last good checkpoint is {good} (iteration 7)"
+    assert error.value.checkpoint == good
+    whole, *_ = train(None)
+    assert same(whole, train(open_run("n", KEY, tmp_path / "run", resume=True))[0])
+
+
+def test_another_error_stays_what_it_is(tmp_path):
+    def wrong(iteration, loss):
+        return loss + torch.zeros(2) @ torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        train(open_run("n", KEY, tmp_path / "run"), at=wrong)
+
+
+def test_tensorboard_has_every_logged_row_once(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with open_run("n", KEY, tmp_path / "run") as first:
+        train(first, iterations=21)
+    _, history, _ = train(open_run("n", KEY, tmp_path / "run", resume=True))
+    board = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    assert sorted(board.Tags()["scalars"]) == ["gap", "level_0", "level_1", "loss"]
+    for tag, values in (("loss", history.loss), ("level_1", history["level"][:, 1])):
+        events = board.Scalars(tag)
+        assert [event.step for event in events] == history.step.tolist()
+        np.testing.assert_allclose([event.value for event in events], values, rtol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -467,7 +514,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_fragment(tmp_path, child)
     assert third.startswith(f"cannot write checkpoint {tmp_path / 'third/step-00000021.safetensors'}: ")
     assert first.startswith(f"cannot write checkpoint {tmp_path / 'first/deep/step-00000007.safetensors'}: ")
     kept = [".lock", "log.csv", "run.json", "step-00000007.safetensors", "step-00000014.safetensors"]
-    assert folders(tmp_path) == ["third", *("third/" + name for name in kept)]
+    left = [path for path in folders(tmp_path) if "tensorboard" not in path]
+    assert left == ["third", *("third/" + name for name in kept)]
     assert load(tmp_path / "third/step-00000014.safetensors")[1]["iteration"] == 14
 
 

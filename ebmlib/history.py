@@ -1,0 +1,131 @@
+"""What a training run sees: its history, a guard that watches for divergence, and TensorBoard scalars."""
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Stats = Mapping[str, Tensor]
+
+
+class History:
+    """The logged iterations: `step` and `loss` (n,), history[name] of a stat (n,) or (n, L), `seconds` of training."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape = next((np.shape(row[name]) for row in self.rows if name in row), None)
+        if shape is None:
+            raise KeyError(f"no stat named {name!r}; there are: {', '.join(self.names())}")
+        missing = np.full(shape, np.nan)
+        return np.array([row.get(name, missing) for row in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def step(self) -> np.ndarray:
+        return np.array([row["step"] for row in self.rows], dtype=np.int64)
+
+    @property
+    def loss(self) -> np.ndarray:
+        return np.array([row["loss"] for row in self.rows], dtype=np.float64)
+
+    def names(self) -> list[str]:
+        """The columns, in the order in which they first came."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {name: self[name] for name in self.names()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        columns = [values.tolist() for values in state.values()]
+        self.rows = [dict(zip(state, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def csv(self) -> str:
+        """One line an iteration; a stat of L entries has the columns name_0 .. name_{L-1}."""
+        columns = {}
+        for name in self.names():
+            values = self[name]
+            columns.update({name: values} if values.ndim == 1 else {f"{name}_{i}": v for i, v in enumerate(values.T)})
+        lines = [",".join(columns)] + [",".join(f"{v:.9g}" for v in row) for row in zip(*columns.values(), strict=True)]
+        return "\n".join(lines) + "\n"
+
+
+class Watch:
+    """Keeps losses on the device until `check` moves them over together, logs them and finds the first bad one."""
+
+    def __init__(self, bound: float | Mapping[str, float], log_every: int, history: History):
+        self.bound = {"loss": 1e6, **bound} if isinstance(bound, Mapping) else {"loss": bound}
+        self.log_every, self.history = log_every, history
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.text = ""
+
+    def add(self, iteration: int, loss: Tensor, stats: Stats) -> None:
+        values = {"loss": loss, **stats}
+        names = values if self._logged(iteration) else [name for name in values if name in self.bound]
+        self.pending.append((iteration, {name: torch.as_tensor(values[name]).detach().to(loss) for name in names}))
+
+    def _logged(self, iteration: int) -> bool:
+        return iteration == 1 or iteration % self.log_every == 0
+
+    def check(self) -> tuple[int, str] | None:
+        """(iteration, what was seen) of the first value that is not finite or is out of bounds, else None."""
+        flat = [value.reshape(-1) for _, values in self.pending for value in values.values()]
+        numbers = iter(torch.cat(flat).tolist() if flat else [])
+        pending, self.pending = self.pending, []
+        for iteration, values in pending:
+            row = {name: [next(numbers) for _ in range(v.numel())] for name, v in values.items()}
+            for name in self.bound.keys() & row.keys():
+                for number in row[name]:
+                    if not abs(number) <= self.bound[name]:  # also true of NaN
+                        return iteration, f"{name} is {number:.6g} (bound {self.bound[name]:g})"
+            row = {name: number if values[name].dim() else number[0] for name, number in row.items()}
+            if self._logged(iteration):
+                self.history.rows.append({"step": iteration, **row})
+            shown = [name for name in ("loss", "gap") if isinstance(row.get(name), float)]
+            self.text = ", ".join(f"{name} {row[name]:.4g}" for name in shown)
+        return None
+
+
+class Board:
+    """What is logged as TensorBoard scalars in the run's folder, if tensorboard is installed; else nothing."""
+
+    def __init__(self, folder: Callable[[], Path] | None, start: int):
+        self.folder, self.written, self.writer = folder, start, None
+        self.there = folder is not None and importlib.util.find_spec("tensorboard") is not None
+
+    def write(self, history: History) -> None:
+        """The rows since the last call. Called once their checkpoint is there, so that no row comes twice."""
+        if not self.there:
+            return
+        try:
+            self._write([row for row in history.rows if row["step"] > self.written])
+        except OSError as error:  # a checkpoint is there: the run itself can go on
+            warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=2)
+            self.there = False
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(self.folder() / "tensorboard")
+        for row in rows:
+            for name, value in row.items():
+                entries = {name: value} if np.ndim(value) == 0 else {f"{name}_{i}": v for i, v in enumerate(value)}
+                for tag, number in entries.items():
+                    if tag != "step":
+                        self.writer.add_scalar(tag, number, row["step"])
+            self.written = row["step"]
+        self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
