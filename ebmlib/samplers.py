@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, checked, energy_and_grad, expand, flat_sum
+from ebmlib import core
+from ebmlib.core import Energy, checked, expand, flat_sum
+from ebmlib.engine import energy_and_grad
 
 Scalar = float | Tensor
 Pair = tuple[Scalar, Scalar]
@@ -73,6 +75,34 @@ def _norm(grad: Tensor) -> Tensor:
     return flat_sum(grad.detach() ** 2).sqrt()
 
 
+def _update(
+    energy: Energy,
+    x: Tensor,
+    a: Scalar,
+    b: Scalar,
+    rng: torch.Generator | None,
+    clip: float | None,
+    project: Callable[[Tensor], Tensor] | None,
+    differentiable: bool,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """x' and (E(x), grad E(x)), or None in its place where no gradient was taken."""
+    seen = None
+    if not _is_zero(a):
+        seen = core.energy_and_grad(energy, x, create_graph=True) if differentiable else energy_and_grad(energy, x)
+        grad = seen[1] if clip is None else seen[1].clamp(-clip, clip)
+        x = x - expand(a, x) * grad
+    if not _is_zero(b):
+        x = x + expand(b, x) * noise_like(x, rng)
+    x = x if project is None else project(x)
+    return x if differentiable else x.detach(), seen
+
+
+def _info(x: Tensor, seen: tuple[Tensor, Tensor] | None) -> Info:
+    nothing = x.new_full(x.shape[:1], math.nan)
+    value, grad_norm = (nothing, nothing) if seen is None else (seen[0].detach(), _norm(seen[1]))
+    return Info(value, grad_norm, torch.ones_like(nothing))
+
+
 def langevin_step(
     energy: Energy,
     x: Tensor,
@@ -90,16 +120,8 @@ def langevin_step(
     gradient, `project` is applied last (a clamp, say). `differentiable` keeps the graph from x' to x and the weights.
     Source: Eq. 4 of the recovery-likelihood paper with a = delta^2 / 2, b = delta.
     """
-    value = grad_norm = x.new_full(x.shape[:1], math.nan)
-    if not _is_zero(a):
-        value, grad = energy_and_grad(energy, x, create_graph=differentiable)
-        grad_norm = _norm(grad)
-        grad = grad if clip is None else grad.clamp(-clip, clip)
-        x = x - expand(a, x) * grad
-    if not _is_zero(b):
-        x = x + expand(b, x) * noise_like(x, rng)
-    x = x if project is None else project(x)
-    return x if differentiable else x.detach(), Info(value.detach(), grad_norm, torch.ones_like(grad_norm))
+    x, seen = _update(energy, x, a, b, rng, clip, project, differentiable)
+    return x, _info(x, seen)
 
 
 def langevin(
@@ -121,15 +143,13 @@ def langevin(
     kept = len(schedule) if differentiable is True else int(differentiable)
     if not 0 <= kept <= len(schedule):
         raise ValueError(f"differentiable = {kept} steps; the schedule has {len(schedule)}")
-    x = x.detach()
-    nothing = x.new_full(x.shape[:1], math.nan)
-    info = Info(nothing, nothing, torch.ones_like(nothing))
+    x, seen = x.detach(), None
     for k, (a, b) in enumerate(schedule):
-        graph = k >= len(schedule) - kept
-        x, info = langevin_step(energy, x, a, b, rng=rng, clip=clip, project=project, differentiable=graph)
+        x, now = _update(energy, x, a, b, rng, clip, project, k >= len(schedule) - kept)
+        seen = now or seen
         if callback is not None:
             callback(k, x)
-    return x, info
+    return x, _info(x, seen)
 
 
 def _accept(log_ratio: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ MUTANTS = [
     ),
     Slip("the step goes uphill", "samplers.py", "x = x - expand(a, x) * grad", "x = x + expand(a, x) * grad", SAMPLERS),
     Slip("noise of half the size", "samplers.py", "x = x + expand(b, x) *", "x = x + 0.5 * expand(b, x) *", SAMPLERS),
-    Slip("clip is one-sided", "samplers.py", "grad.clamp(-clip, clip)", "grad.clamp(max=clip)", SAMPLERS),
+    Slip("clip is one-sided", "samplers.py", "seen[1].clamp(-clip, clip)", "seen[1].clamp(max=clip)", SAMPLERS),
     Slip("decayed noise ends above 0", "samplers.py", "k / max(K - 1, 1)", "k / K", SAMPLERS),
     Slip("project is forgotten", "samplers.py", "x = x if project is None else project(x)", "x = x", SAMPLERS),
     Slip(
