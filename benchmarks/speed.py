@@ -52,7 +52,7 @@ PEERS = {"torchebm": "0.8.9", "ebmkit": "0.16.0"}
 OURS = ("langevin", "compiled", "compiled, CUDA graphs")
 MAY_FAIL = ("compiled", "compiled, CUDA graphs", "torchebm, fused kernel")  # need a compiler: without one, a reason
 SLICE, MOST_STEPS = 0.25, 200  # seconds that one contender's turn should last, and steps that it may have at most
-ROUNDS = (3, 21)  # at least and at most
+ROUNDS = (3, 15)  # at least and at most
 LEVEL = 3  # of DRL's six: a chain with a quadratic term, in the middle of the ladder
 BATCHES, LENGTHS, SIDES = (1, 10, 100, 1000, 10_000), (1, 10, 100, 1000), (16, 32, 64)
 # Dense bf16 rates of tensor cores in FLOP/s: NVIDIA's data sheets of each card; where they print the rate with
@@ -394,7 +394,7 @@ def growth(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     small, preset = (16, "smoke") if tiny else (256, "gpu")
     chain = lambda problem, K: partial(ours(problem), problem.x, K, problem.b)
     batches, lengths = (BATCHES[:3], LENGTHS[:2]) if tiny else (BATCHES, LENGTHS)
-    one, sides = mlp(device, 10 if tiny else 1000, small), SIDES[:2] if tiny else SIDES
+    one, sides = mlp(device, 10 if tiny else 100, small), SIDES[:2] if tiny else SIDES
     images, net = 2 if tiny else 16, f"2D MLP, 4 hidden layers of {small}"
     series = {
         ("batch", "step", net): ({n: chain(mlp(device, n, small), 10) for n in batches}, 10),
