@@ -2,7 +2,7 @@
 
     make bench                          # one CPU thread, into data/benchmarks/cpu.json (about ten minutes)
     make bench ARGS="--device cuda"     # the same on a GPU, into data/benchmarks/cuda.json
-    make bench ARGS="--dry-run"         # tiny sizes, under a minute, into build/speed: no number of it means anything
+    make bench ARGS="--dry-run"         # tiny sizes, a minute or two, into build/speed: its numbers mean nothing
 
 All contenders of a case evaluate one energy, with the same step and noise, from the same x. Before anything is timed,
 one step without noise and one with the same noise must end at the same x; who ends elsewhere is not timed. Contenders
