@@ -19,7 +19,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help env book test test-slow lint format smoke lab mutants results compare kills lock clean
+.PHONY: help env book test test-slow lint format smoke lab mutants results compare bench kills lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -76,6 +76,12 @@ compare: env ## train two methods beside ebmkit's and write data/results/methods
 	@wanted=$$($(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["compare"])') && \
 	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps --target build/compare "$$wanted"
 	@PYTHONPATH=build/compare $(RUN) benchmarks/against_ebmkit.py
+
+# Beside the environment, too; all that either peer needs is PyTorch.
+bench: env ## time a Langevin step beside torchebm's and ebmkit's, into data/benchmarks (minutes; ARGS="--device cuda")
+	@wanted=$$($(RUN) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])') && \
+	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps --target build/bench $$wanted
+	@PYTHONPATH=build/bench $(RUN) benchmarks/speed.py $(ARGS)
 
 kills: env ## kill a training run 100 times at random moments, resume each, count (minutes)
 	@OMP_NUM_THREADS=1 $(RUN) benchmarks/kills.py

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from book import api, cards, landing, methods, papers
+from book import api, cards, landing, methods, papers, performance
 from book.execution import Outcome
 from book.project import Project, read_notebook, tags
 
@@ -45,6 +45,8 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
         (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
         filled_in |= methods.substitutions(rows)
         filled_in |= landing.substitutions(outcomes, rows, folder / "book" / "_assets")
+    if (project.root / "book" / "performance.md").is_file():
+        filled_in |= performance.substitutions(project.root / "data" / "benchmarks")
     config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = filled_in
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     contents = (project.root / "_toc.yml").read_text()

@@ -1,6 +1,7 @@
 """Every sampler against exact moments: the one update with its bias, MALA and HMC without any, leapfrog, tune."""
 
 import math
+import weakref
 from functools import partial
 
 import numpy as np
@@ -219,6 +220,44 @@ def test_a_chain_keeps_the_graph_of_its_last_steps(kept, device, rng):
     torch.testing.assert_close(x, end)
     torch.testing.assert_close(torch.autograd.grad(x.pow(2).sum(), w)[0], (2 * end * slope).sum())
     assert not any(field.requires_grad for field in info)
+
+
+class Saved:
+    """A tensor that autograd keeps for a backward pass, for as long as it keeps it."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def saved_tensors(K, kept, device):
+    """(most saved tensors alive at once in a chain of K steps, those alive at its end, whether x has a graph)."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1)).to(device)
+    alive, most = weakref.WeakSet(), 0
+
+    def pack(tensor):
+        nonlocal most
+        saved = Saved(tensor)
+        alive.add(saved)
+        most = max(most, len(alive))
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        start = torch.zeros(4, 3, device=device)
+        x, _ = langevin(lambda x: net(x).squeeze(1), start, samplers.ula(0.1, K), differentiable=kept)
+        return most, len(alive), x.requires_grad
+
+
+def test_what_a_chain_keeps_grows_with_the_steps_that_keep_their_graph_and_not_with_K(device):
+    most, at_end, _ = saved_tensors(2, False, device)
+    assert most > 0
+    assert at_end == 0, "a step's graph outlives it"
+    assert saved_tensors(30, False, device) == (most, 0, False)
+    short, one, graph = saved_tensors(2, 1, device)
+    assert graph
+    assert one > 0
+    assert saved_tensors(30, 1, device) == (short, one, True)
+    assert [saved_tensors(30, kept, device)[1] for kept in (2, 5, True)] == [2 * one, 5 * one, 30 * one]
 
 
 def test_more_differentiable_steps_than_there_are_is_refused(device):

@@ -1,0 +1,638 @@
+"""Seconds a Langevin step beside the bare gradient, a naive loop, torchebm and ebmkit; and what training DRL costs.
+
+    make bench                          # one CPU thread, into data/benchmarks/cpu.json (about ten minutes)
+    make bench ARGS="--device cuda"     # the same on a GPU, into data/benchmarks/cuda.json
+    make bench ARGS="--dry-run"         # tiny sizes, a minute or two, into build/speed: its numbers mean nothing
+
+All contenders of a case evaluate one energy, with the same step and noise, from the same x. Before anything is timed,
+one step without noise and one with the same noise must end at the same x; who ends elsewhere is not timed. Contenders
+take turns, round after round, so that a slow moment of the machine meets all of them, and a ratio is of one round.
+Weights are frozen, in evaluation mode, and spectral normalization is folded into them, for the peers as for us: what
+is compared is the sampler. Only the naive loop has weights that take gradients, as people write it.
+"""
+
+import argparse
+import copy
+import gc
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+from ebmlib import data, recovery, results, training
+from ebmlib.chapters import DRL
+from ebmlib.core import Energy, evaluating
+from ebmlib.nets.blocks import ChannelScale
+from ebmlib.nets.energies import MLP, TimeWideResNet, channels_last, parameter_count
+from ebmlib.objectives import contrastive
+from ebmlib.presets import NOTEBOOKS
+from ebmlib.samplers import decoupled, langevin, ula
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = {"torchebm": "0.8.9", "ebmkit": "0.16.0"}
+OURS = ("langevin", "compiled", "compiled, CUDA graphs")
+MAY_FAIL = ("compiled", "compiled, CUDA graphs", "torchebm, fused kernel")  # need a compiler: without one, a reason
+SLICE, MOST_STEPS = 0.25, 200  # seconds that one contender's turn should last, and steps that it may have at most
+ROUNDS = (3, 15)  # at least and at most
+LEVEL = 3  # of DRL's six: a chain with a quadratic term, in the middle of the ladder
+BATCHES, LENGTHS, SIDES = (1, 10, 100, 1000, 10_000), (1, 10, 100, 1000), (16, 32, 64)
+# Dense bf16 rates of tensor cores in FLOP/s: NVIDIA's data sheets of each card; where they print the rate with
+# sparsity (H100, H200: 1,979e12), the half of it.
+RATES = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
+RATE_SOURCE = "NVIDIA's data sheet of the card, dense bf16"
+
+
+class Refused(ValueError):
+    """A contender computes something else than the others."""
+
+
+class Problem(NamedTuple):
+    """An energy and a start x (B, *S); a chain's pair (a, b). `trainable` has the same weights, with gradients."""
+
+    energy: Energy
+    trainable: Energy
+    x: Tensor
+    a: float
+    b: float
+    weights: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One net with one batch, and about how many seconds its rounds may take together."""
+
+    key: str
+    title: str
+    build: Callable[[torch.device], Problem]
+    budget: float = 25.0
+
+
+Run = Callable[[Tensor, int, float], Tensor]  # (x, K, b) -> x after K steps with noise b
+
+
+# The energies --------------------------------------------------------------------------------------------------------
+
+
+def pair(net: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The net frozen, and a copy whose weights take gradients, both in evaluation mode: the net itself is used up.
+
+    Normalized weights become plain tensors in both, since a chain's weights stand still.
+    """
+    net.eval()
+    for module in list(net.modules()):
+        for name in list(getattr(module, "parametrizations", ())):
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    return net.requires_grad_(False), copy.deepcopy(net).requires_grad_(True)
+
+
+def mlp(device: torch.device, batch: int, width: int = 256) -> Problem:
+    """The self-adversarial paper's 2D net (Appendix A.1): five layers, 256 wide, swish; exact Langevin of step .01."""
+    torch.manual_seed(0)
+    net, x = MLP(2, width, 4).to(device), torch.randn(batch, 2).to(device)
+    count, (a, b) = parameter_count(net), ula(0.01, 1)[0]
+    return Problem(*pair(net), x, a, b, count)
+
+
+def convnet(device: torch.device, batch: int, filters: int = 64) -> Problem:
+    """The self-adversarial paper's ConvNet for CIFAR-10 (Table 2, nf = 64) and its noisy chain (A.2: .05 and .1)."""
+    torch.manual_seed(0)
+    widths = [filters, 2 * filters, 4 * filters, 8 * filters]
+    layers: list[nn.Module] = [nn.Conv2d(3, filters, 3, padding=1), nn.SiLU()]
+    for inner, outer in pairwise(widths):  # 32, 16, 8, 4 pixels
+        layers += [nn.Conv2d(inner, outer, 4, 2, padding=1), nn.SiLU()]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, 1), nn.Flatten(0)).to(device)
+    count, x = parameter_count(net), torch.randn(batch, 3, 32, 32).to(device)
+    return Problem(*pair(net), x, 0.05, 0.1, count)
+
+
+def drl_settings(preset: str, device: torch.device, **changes: Any) -> DRL:
+    """The settings of drl_cifar at a preset, the body in bfloat16 on a GPU alone: a CPU would only be slower in it."""
+    settings = replace(DRL(), **NOTEBOOKS["drl_cifar"][1][preset])
+    return replace(settings, precision="bfloat16" if device.type == "cuda" else "float32", **changes)
+
+
+def drl_net(cfg: DRL) -> TimeWideResNet:
+    shape = {"width": cfg.width, "multipliers": cfg.multipliers, "blocks": cfg.blocks, "head": cfg.head}
+    return TimeWideResNet(3, **shape, spectral=cfg.spectral, precision=cfg.precision)
+
+
+def wideresnet(device: torch.device, batch: int, preset: str, size: int = 32) -> Problem:
+    """DRL's conditional energy at one level, as training and sampling meet it, with that level's step and noise."""
+    torch.manual_seed(0)
+    cfg = drl_settings(preset, device)
+    net = channels_last(drl_net(cfg).to(device))
+    for module in net.modules():
+        if isinstance(module, ChannelScale):  # 0 in a new net: the check of the contenders would not see the branches
+            module.factor.data.fill_(0.1)
+    count, (frozen, trainable) = parameter_count(net), pair(net)
+    tables = recovery.noising(cfg.T, cfg.b2, cfg.variant, device=device)
+    x, t = torch.randn(batch, 3, size, size).to(device), torch.full((batch,), LEVEL, device=device)
+    condition = partial(recovery.conditional, x_next=x, precision=tables.precision[t])
+    in_a_loop = lambda y: trainable(y, t) / tables.energy_scale[t]  # what depends on the level alone, at every step
+    delta = float(tables.delta[LEVEL])
+    energy = condition(recovery.levels(frozen.at, tables)(t))
+    return Problem(energy, condition(in_a_loop), x, delta**2 / 2, delta, count)
+
+
+def cases(device: torch.device, tiny: bool) -> list[Case]:
+    """The issue's cases; on a GPU the WideResNet of the paper's width, too. Tiny ones have the same keys."""
+    count = lambda n: n if not tiny else min(n, 8)
+    width, filters = (256, 64) if not tiny else (16, 4)
+    net, build = f"2D MLP, 4 hidden layers of {width}", partial(mlp, width=width)
+    found = [
+        Case(f"mlp-{n}", f"{net}, batch {count(n):,}", partial(build, batch=count(n))) for n in (100, 1000, 10_000)
+    ]
+    build = partial(convnet, batch=count(64), filters=filters)
+    found.append(Case("convnet-64", f"ConvNet of Table 2 (nf = {filters}) at 32 px, batch {count(64)}", build, 40.0))
+    for preset in ("gpu", "paper") if device.type == "cuda" and not tiny else ("smoke",) if tiny else ("gpu",):
+        cfg = drl_settings(preset, device)
+        for n in (64, 256):
+            key = f"wideresnet-{n}" + "-paper" * (preset == "paper")
+            title = f"DRL's WideResNet, preset {preset} (width {cfg.width}, {cfg.blocks} blocks), at 32 px"
+            build = partial(wideresnet, batch=count(n), preset=preset)
+            found.append(Case(key, f"{title}, batch {count(n)}", build, 80.0))
+    return found
+
+
+# The contenders ------------------------------------------------------------------------------------------------------
+
+
+def bare(problem: Problem) -> Run:
+    """One forward and the input's gradient, K times, at one x; the single update behind them is for the check."""
+
+    def run(x: Tensor, K: int, b: float) -> Tensor:
+        for _ in range(K):
+            point = x.detach().requires_grad_(True)
+            (grad,) = torch.autograd.grad(problem.energy(point).sum(), point)
+        return x - problem.a * grad
+
+    return run
+
+
+def ours(problem: Problem, energy: Energy | None = None) -> Run:
+    """`langevin`, with its Info: energies and gradient norms of the last step."""
+    energy = problem.energy if energy is None else energy
+    return lambda x, K, b: langevin(energy, x, decoupled(problem.a, b, K))[0]
+
+
+def compiled(problem: Problem, mode: str | None = None) -> Run:
+    """`langevin` with the energy through torch.compile, for this batch alone; the loop itself stays Python."""
+    torch._dynamo.reset()  # else the second batch would get code for batches of any size
+    return ours(problem, torch.compile(problem.energy, dynamic=False, mode=mode))
+
+
+def naive(problem: Problem) -> Run:
+    """As in many a notebook: backward() through everything, so the weights' gradients are computed and pile up."""
+
+    def run(x: Tensor, K: int, b: float) -> Tensor:
+        for _ in range(K):
+            x = x.detach().requires_grad_(True)
+            problem.trainable(x).sum().backward()
+            with torch.no_grad():
+                x = x - problem.a * x.grad + b * torch.randn_like(x)
+        return x
+
+    return run
+
+
+def ebmkit(problem: Problem) -> Run:
+    """Its LangevinDynamics: detach, autograd.grad on the input, x - step grad + noise_scale randn; no clip, no clamp.
+
+    It freezes a module by itself and takes any function, so it gets the frozen energy as it is.
+    """
+    import ebm
+
+    sampler = lambda b: ebm.LangevinDynamics(step_size=problem.a, noise_scale=b)
+    return lambda x, K, b: sampler(b).sample(problem.energy, x, steps=K)
+
+
+def torchebm_model(problem: Problem) -> nn.Module:
+    """Its BaseModel around the frozen energy: a function inside, no submodule, for it walks over modules each step."""
+    from torchebm.core import BaseModel
+
+    class Model(BaseModel):
+        def forward(self, x: Tensor) -> Tensor:
+            return problem.energy(x)
+
+    return Model(device=problem.x.device)
+
+
+def torchebm(problem: Problem) -> Run:
+    """Its LangevinDynamics with the default Euler-Maruyama: x - step grad + noise_scale sqrt(2 step) randn.
+
+    Without trajectory and diagnostics. A noise of zero is allowed as a scheduler alone.
+    """
+    from torchebm.core import ConstantScheduler
+    from torchebm.samplers import LangevinDynamics
+
+    model, device = torchebm_model(problem), problem.x.device
+    scale = lambda b: ConstantScheduler(b / (2 * problem.a) ** 0.5)
+    sampler = lambda b: LangevinDynamics(model, step_size=problem.a, noise_scale=scale(b), device=device)
+    return lambda x, K, b: sampler(b).sample(x=x, n_steps=K)
+
+
+def torchebm_fused(problem: Problem) -> Run:
+    """Its fused CUDA kernel for noise and update, behind its gradient; a proof of concept, as its source says.
+
+    The noise comes from the kernel's own generator, so the check with noise gives it ours, as its interface allows.
+    """
+    from torchebm.cuda.fused_langevin import fused_langevin_step
+
+    model = torchebm_model(problem)
+
+    def run(x: Tensor, K: int, b: float) -> Tensor:
+        scale = b / (2 * problem.a) ** 0.5
+        noise = {"noise": torch.randn_like(x)} if K == 1 else {}  # the check takes single steps
+        for _ in range(K):
+            x = fused_langevin_step(x, model.gradient(x), problem.a, scale, **noise)
+        return x
+
+    return run
+
+
+def contenders(device: torch.device) -> dict[str, Callable[[Problem], Run]]:
+    """Everyone in the order of a round; two more on a GPU."""
+    everyone = {"bare": bare, "langevin": ours, "compiled": compiled, "naive": naive}
+    everyone |= {"torchebm": torchebm, "ebmkit": ebmkit}
+    if device.type == "cuda":
+        everyone["compiled, CUDA graphs"] = partial(compiled, mode="reduce-overhead")
+        everyone["torchebm, fused kernel"] = torchebm_fused
+    return everyone
+
+
+def check(name: str, run: Run, problem: Problem, tolerance: float = 0.05) -> None:
+    """Refuse who ends one step elsewhere: without noise, then with the noise of one seed (the bare cost has none).
+
+    Rounding is not at stake (a compiled net in bfloat16 may differ by a hundredth): a lost factor, a sign, a clip is.
+    """
+    x, a = problem.x, problem.a
+    point = x.detach().requires_grad_(True)
+    (grad,) = torch.autograd.grad(problem.energy(point).sum(), point)
+    for b in (0.0,) if name == "bare" else (0.0, problem.b):
+        torch.manual_seed(1)
+        got = run(x, 1, b)
+        torch.manual_seed(1)
+        want = x - a * grad + (b * torch.randn_like(x) if b else 0.0)
+        if got.shape != x.shape or got.requires_grad:
+            raise Refused(f"{name} returns shape {tuple(got.shape)}, requires_grad {got.requires_grad}")
+        moved, rounding = float((want - x).abs().max()), 4 * torch.finfo(x.dtype).eps * float(x.abs().max())
+        apart = float((got - want).abs().max())
+        if not apart <= tolerance * moved + rounding:
+            raise Refused(f"{name} ends a step with noise {b:.3g} {apart:.3g} away, after a way of {moved:.3g}")
+
+
+# The clock -----------------------------------------------------------------------------------------------------------
+
+
+def interleaved(
+    runs: Mapping[Any, Callable[[], Any]],
+    rounds: int,
+    wait: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Any, list[float]]:
+    """Seconds of each run, round after round: A B C A B C. `wait` blocks until the device has done its work."""
+    seconds: dict[Any, list[float]] = {name: [] for name in runs}
+    gc.collect()
+    gc.disable()  # a collection would fall on whoever allocates next
+    try:
+        for _ in range(rounds):
+            for name, run in runs.items():
+                wait()
+                begin = clock()
+                run()
+                wait()
+                seconds[name].append(clock() - begin)
+    finally:
+        gc.enable()
+    return seconds
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    values = list(values)
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def against(seconds: Mapping[Any, list[float]], name: Any) -> dict[Any, dict[str, float]]:
+    """How many times the seconds of each other one, both taken from the same round."""
+    return {
+        str(other): spread(own / its for own, its in zip(seconds[name], taken, strict=True))
+        for other, taken in seconds.items()
+        if other != name
+    }
+
+
+def waiting(device: torch.device) -> Callable[[], None]:
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def why(error: Exception) -> str:
+    """An error in one line, without the paths of this machine."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return re.sub(r"(/[^\s/'\":,()]+){2,}", "...", f"{type(error).__name__}: {first}")[:200]
+
+
+def ready(case: Case, device: torch.device, left_out: Mapping[str, str]) -> tuple[Problem, dict[str, Run], dict]:
+    """The problem, who takes part, and why others do not: a missing compiler, another result."""
+    problem, runs, reasons = case.build(device), {}, {}
+    for name, make in contenders(device).items():
+        if name in left_out:
+            reasons[name] = left_out[name]
+            continue
+        try:
+            run = make(problem)
+            check(name, run, problem)
+            runs[name] = run
+        except Refused as error:
+            reasons[name] = f"refused: {error}"
+        except Exception as error:
+            if name not in MAY_FAIL:
+                raise
+            reasons[name] = why(error)
+    return problem, runs, reasons
+
+
+def measure(case: Case, device: torch.device, left_out: Mapping[str, str], tiny: bool) -> list[dict[str, Any]]:
+    """A row for each contender: its rounds, their spread, and its ratios to every other one."""
+    problem, runs, reasons = ready(case, device, left_out)
+    wait, x = waiting(device), problem.x
+    single = interleaved({0: lambda: runs["bare"](x, 1, problem.b)}, 2, wait)[0][-1]
+    K = 2 if tiny else max(1, min(MOST_STEPS, round(SLICE / single)))
+    rounds = ROUNDS[0] if tiny else max(ROUNDS[0], min(ROUNDS[1], int(case.budget / (K * single * len(runs)))))
+    turns = {name: partial(run, x, K, problem.b) for name, run in runs.items()}
+    seconds = {name: [t / K for t in taken] for name, taken in interleaved(turns, rounds, wait).items()}
+    about = {"case": case.key, "title": case.title, "weights": problem.weights, "batch": len(x), "K": K}
+    rows = []
+    for name in contenders(device):
+        row = about | {"contender": name, "ours": name in OURS, "not_measured": reasons.get(name, "")}
+        if name in seconds:
+            row |= {"rounds": seconds[name], "seconds": spread(seconds[name]), "against": against(seconds, name)}
+        rows.append(row)
+    return rows
+
+
+def growth(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
+    """How seconds of `langevin` grow with batch, K and resolution; the sizes of a series take turns, too."""
+    small, preset = (16, "smoke") if tiny else (256, "gpu")
+    chain = lambda problem, K: partial(ours(problem), problem.x, K, problem.b)
+    batches, lengths = (BATCHES[:3], LENGTHS[:2]) if tiny else (BATCHES, LENGTHS)
+    one, sides = mlp(device, 10 if tiny else 100, small), SIDES[:2] if tiny else SIDES
+    images, net = 2 if tiny else 16, f"2D MLP, 4 hidden layers of {small}"
+    series = {
+        ("batch", "step", net): ({n: chain(mlp(device, n, small), 10) for n in batches}, 10),
+        ("K", "chain", f"{net}, batch {len(one.x):,}"): ({K: chain(one, K) for K in lengths}, 1),
+        ("resolution", "step", f"DRL's WideResNet, preset {preset}, batch {images}"): (
+            {side: chain(wideresnet(device, images, preset, side), 1) for side in sides}, 1
+        ),
+    }  # fmt: skip
+    rows = []
+    for (kind, per, title), (runs, steps) in series.items():
+        for run in runs.values():
+            run()  # the first call of a size chooses its kernels
+        turns = interleaved(runs, 3 if tiny else 7, waiting(device))
+        seconds, first = {n: [t / steps for t in taken] for n, taken in turns.items()}, str(next(iter(runs)))
+        for n, taken in seconds.items():
+            times = against(seconds, n).get(first, spread([1.0]))
+            rows.append({"kind": kind, "title": title, "per": per, "x": n, "seconds": spread(taken), "times": times})
+    return rows
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+class Stamped(Iterator):
+    """Batches with the moment at which each was asked for."""
+
+    def __init__(self, batches: Iterator[Tensor], wait: Callable[[], None]):
+        self.batches, self.wait, self.moments = batches, wait, []
+
+    def stamp(self) -> None:
+        self.wait()
+        self.moments.append(time.perf_counter())
+
+    def __next__(self) -> Tensor:
+        self.stamp()
+        return next(self.batches)
+
+
+def drl_step(net: TimeWideResNet, tables: recovery.Noising, K: int, rng: torch.Generator | None):
+    """The step of drl_cifar, without what it only logs."""
+    at_level = recovery.levels(net.at, tables)
+
+    def step(x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        y, x_next, t = tables.pairs(x, rng)
+        with evaluating(net):
+            target = recovery.conditional(at_level(t), x_next, tables.precision[t])
+            y_neg, _ = langevin(target, x_next, recovery.schedule(tables, t, K), rng=rng)
+        E = at_level(t)
+        return contrastive(E(y), E(y_neg), weight=tables.weight[t])
+
+    return step
+
+
+def flops(cfg: DRL) -> int:
+    """Floating-point operations of one training iteration, a multiplication and an addition each one.
+
+    Counted on tensors without contents. Every step of the chain costs the same, so two short chains give a long one.
+    """
+
+    def counted(K: int) -> int:
+        with FakeTensorMode():
+            net, tables = drl_net(cfg), recovery.noising(cfg.T, cfg.b2, cfg.variant)
+            x = torch.randn(cfg.batch, 3, cfg.size, cfg.size)
+            with FlopCounterMode(display=False) as counter:
+                drl_step(net, tables, K, None)(x)[0].backward()
+        return counter.get_total_flops()
+
+    first = counted(1)
+    return first + (cfg.K - 1) * (counted(2) - first)
+
+
+def resident(key: str) -> int | None:
+    """Bytes of this process in memory: VmRSS now, VmHWM at most. None where the system has no /proc.
+
+    Not getrusage: a new process's ru_maxrss begins with that of the process it was started from.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(rf"^{key}:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return 1024 * int(found[1]) if found else None
+
+
+def train(preset: str, device_name: str, iterations: int, skipped: int) -> dict[str, Any]:
+    """DRL's training as drl_cifar runs it, on random images; the first `skipped` iterations are not counted."""
+    device = torch.device(device_name)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    cfg, wait, rng = drl_settings(preset, device), waiting(device), training.seeded(0, device)
+    net = channels_last(drl_net(cfg).to(device))
+    tables = recovery.noising(cfg.T, cfg.b2, cfg.variant, device=device)
+    images = torch.randint(256, (4 * cfg.batch, 3, cfg.size, cfg.size), dtype=torch.uint8)
+    batches = Stamped(training.Batches(images, cfg.batch, rng, lambda x, _: data.to_float(x), device), wait)
+    parts = {"net": net, "ema": training.Ema(net, cfg.ema), "generators": [rng]}
+    parts["optimizer"] = torch.optim.Adam(net.parameters(), cfg.lr, betas=(cfg.beta1, 0.999))
+    options = {"warmup": cfg.warmup, "clip_norm": cfg.clip_norm or None, "progress": False}
+    before = resident("VmRSS")
+    training.fit(drl_step(net, tables, cfg.K, rng), batches, iterations=skipped + iterations, **parts, **options)
+    batches.stamp()
+    if device.type == "cuda":
+        memory, means = torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated, weights included"
+    else:
+        memory = None if before is None else resident("VmHWM") - before
+        means = "the most resident memory of a new process, less what it had before its first iteration"
+    seconds = [later - earlier for earlier, later in pairwise(batches.moments)][skipped:]
+    about = {"preset": preset, "weights": parameter_count(net), "width": cfg.width, "blocks": cfg.blocks, "T": cfg.T}
+    about |= {"K": cfg.K, "size": cfg.size, "batch": cfg.batch, "precision": cfg.precision, "iterations": iterations}
+    return about | {"seconds": spread(seconds), "per_second": spread(1 / s for s in seconds), "flops": flops(cfg)} | {
+        "memory": memory, "memory_is": means if memory is not None else "not measured: this system has no /proc",
+    }  # fmt: skip
+
+
+def in_a_new_process(*arguments: Any) -> dict[str, Any]:
+    """`train` where nothing else was allocated before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(train, *arguments).result()
+
+
+def share(row: Mapping[str, Any], device: torch.device, card: str) -> dict[str, Any]:
+    """The part of the card's dense bf16 rate that training reaches, or why there is none."""
+    if device.type != "cuda":
+        return {"rate": None, "share": None, "share_is": "not measured: a share of the bf16 rate is a GPU's"}
+    rate = next((rate for name, rate in RATES.items() if name in card), None)
+    if rate is None:
+        return {"rate": None, "share": None, "share_is": f"not measured: no published rate of {card!r} is in the table"}
+    part = {key: value * row["flops"] / rate for key, value in row["per_second"].items()}
+    return {"rate": rate, "share": part, "share_is": f"of {rate:.3g} FLOP/s, {RATE_SOURCE}"}
+
+
+def trainings(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
+    """DRL T6 at the largest presets that the device trains in minutes."""
+    presets = ("smoke",) if tiny else ("gpu", "paper") if device.type == "cuda" else ("cpu",)
+    rows = []
+    for preset in presets:
+        row = in_a_new_process(preset, str(device), 2 if tiny else 15, 1 if tiny else 3)
+        rows.append(row | share(row, device, results.hardware(device)))
+    return rows
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def missing_peers() -> dict[str, str]:
+    """peer: one sentence why it cannot be compared with."""
+    found = {}
+    for name, wanted in PEERS.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = f"{name} is not installed: make bench brings it, or pip install -e '.[bench]'"
+            continue
+        if version != wanted:
+            found[name] = f"this benchmark is with {name} {wanted}; installed is {version}"
+    return found
+
+
+def git_commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """JSON, whole or not at all."""
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(draft, 0o644)  # mkstemp's file is the owner's alone
+        os.replace(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, into build/speed; missing peers are named")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled contenders out, and say so")
+    parser.add_argument("--only", nargs="+", metavar="KEY", help="these cases alone, without growth and training")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device is at hand, so nothing of it is measured")
+    known = [case.key for case in cases(torch.device(given.device), given.dry_run)]
+    if unknown := sorted(set(given.only or ()) - set(known)):
+        raise SystemExit(f"no case is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return given
+
+
+def target(given: argparse.Namespace) -> Path:
+    """Only a whole run is committed: a dry one, or one of some cases, stays under build."""
+    whole = not (given.dry_run or given.only or given.no_compile)
+    return given.out or ROOT / ("data/benchmarks" if whole else "build/speed") / f"{given.device}.json"
+
+
+def meta(given: argparse.Namespace, device: torch.device, left_out: Mapping[str, str]) -> dict[str, Any]:
+    """What the numbers were taken with; the commit, before anything else may change it."""
+    arguments = [f"--device {given.device}"] * (given.device != "cpu") + ["--dry-run"] * given.dry_run
+    arguments += ["--no-compile"] * given.no_compile + [f"--only {' '.join(given.only or ())}"] * bool(given.only)
+    command = "make bench" + (f' ARGS="{" ".join(arguments)}"' if arguments else "")
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {name: version for name, version in PEERS.items() if name not in left_out}
+    about = {"command": command, "commit": git_commit(), "device": given.device, "dry_run": given.dry_run}
+    return about | {"versions": versions, "hardware": results.hardware(device), "threads": torch.get_num_threads()}
+
+
+def main() -> None:
+    given = options()
+    device, left_out, begin = torch.device(given.device), missing_peers(), time.perf_counter()
+    if left_out and not given.dry_run:
+        raise SystemExit("; ".join(left_out.values()))
+    if given.no_compile:
+        left_out |= dict.fromkeys(("compiled", "compiled, CUDA graphs"), "left out with --no-compile")
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # for everyone, as training.fit sets it
+    about, content = meta(given, device, left_out), {"rows": [], "growth": [], "training": []}
+    if not given.only:  # first: its process should find a quiet machine
+        content |= {"training": trainings(device, given.dry_run), "growth": growth(device, given.dry_run)}
+    for case in cases(device, given.dry_run):
+        if given.only is None or case.key in given.only:
+            content["rows"] += measure(case, device, left_out, given.dry_run)
+            say(content["rows"], case, time.perf_counter() - begin)
+    write(target(given), {"meta": about | {"seconds": round(time.perf_counter() - begin)}, **content})
+    print(f"written: {os.path.relpath(target(given), ROOT)}")
+    if refused := [row for row in content["rows"] if row["not_measured"].startswith("refused")]:
+        raise SystemExit("\n".join(f"{row['title']}: {row['not_measured']}" for row in refused))
+
+
+def say(rows: list[dict[str, Any]], case: Case, seconds: float) -> None:
+    print(f"{case.title} (after {seconds:.0f} s)", flush=True)
+    for row in (row for row in rows if row["case"] == case.key):
+        if row["not_measured"]:
+            print(f"  {row['contender']:24} not measured: {row['not_measured']}", flush=True)
+        else:
+            ratio = row["against"].get("bare", {"median": 1.0})["median"]
+            print(f"  {row['contender']:24} {row['seconds']['median']:.3e} s a step, {ratio:.2f} x bare", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The page "What a step costs": tables and verdicts from data/benchmarks/cpu.json and cuda.json; nothing is typed."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from book.papers import html_table
+
+COMMANDS = {"cpu": "make bench", "cuda": 'make bench ARGS="--device cuda"'}
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+PEERS = ("torchebm", "ebmkit")
+SPREAD = ("min", "median", "max")
+SERIES = {"batch": "batch", "K": "steps K", "resolution": "pixels a side"}
+MISSING = "not measured"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was asked for: `value` takes the benchmark's content and gives (number, where), or a reason for none.
+
+    The number is the worst one over the goal's cases, so that the goal is met everywhere or not at all.
+    """
+
+    device: str
+    text: str
+    value: Callable[[dict], tuple[float, str] | str]
+    met: Callable[[float], bool]
+    unit: str = " times"
+
+
+def worst(case: str, contenders: tuple[str, ...], others: tuple[str, ...], speedup: bool = False):
+    """The worst median ratio over cases whose key contains `case` (not, with a `!`), of the best of `contenders`.
+
+    A ratio is seconds of ours over seconds of the other one, or the inverse as a `speedup`; smaller is worse there.
+    """
+
+    def value(content: dict) -> tuple[float, str] | str:
+        found = []
+        for key, rows in by_case(content).items():
+            if (case.removeprefix("!") in key) == case.startswith("!"):
+                continue
+            title = rows["bare"]["title"]
+            measured = [rows[name] for name in contenders if name in rows and not rows[name]["not_measured"]]
+            if not measured or any(other not in row["against"] for row in measured for other in others):
+                return f"{MISSING}: {title} lacks {', '.join(contenders)} or {', '.join(others)}"
+            for other in others:
+                ratio, name = min((row["against"][other]["median"], row["contender"]) for row in measured)
+                found.append((1 / ratio if speedup else ratio, f"{name} beside {other}, {title}"))
+        if not found:
+            return f"{MISSING}: no such case"
+        return min(found) if speedup else max(found)
+
+    return value
+
+
+def training_share(content: dict) -> tuple[float, str] | str:
+    """The best preset's median share of the card's rate."""
+    shares = [(row["share"]["median"], f"preset {row['preset']}") for row in content["training"] if row["share"]]
+    reasons = [row["share_is"] for row in content["training"]]
+    return max(shares) if shares else (reasons[0] if reasons else MISSING)
+
+
+OURS_ON_GPU = ("langevin", "compiled", "compiled, CUDA graphs")
+GOALS = (
+    Goal(
+        "cpu", "`langevin` at most 1.05 times the bare cost", worst("", ("langevin",), ("bare",)), lambda v: v <= 1.05
+    ),
+    Goal("cpu", "compiled, below the bare cost", worst("", ("compiled",), ("bare",)), lambda v: v < 1),
+    Goal("cpu", "`langevin` below both peers everywhere", worst("", ("langevin",), PEERS), lambda v: v < 1),
+    Goal(
+        "cuda",
+        "small nets at least 3 times as fast as both peers",
+        worst("!wideresnet", OURS_ON_GPU, PEERS, speedup=True),
+        lambda v: v >= 3,
+    ),
+    Goal(
+        "cuda",
+        "the WideResNet at least 1.5 times as fast as both peers",
+        worst("wideresnet", OURS_ON_GPU, PEERS, speedup=True),
+        lambda v: v >= 1.5,
+    ),
+    Goal(
+        "cuda",
+        "DRL's training at 25 % or more of the card's dense bf16 rate",
+        training_share,
+        lambda v: v >= 0.25,
+        unit=" of the rate",
+    ),
+)
+
+
+def load(path: Path) -> dict | None:
+    """The benchmark's content, None where there is none; ValueError for a dry run, whose numbers mean nothing."""
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["meta"]["dry_run"]:
+        raise ValueError(f"{path.name} is of a dry run: its numbers mean nothing and stand on no page.")
+    return content
+
+
+def substitutions(folder: Path) -> dict[str, str]:
+    """{{ speed_goals }}, and for cpu and cuda {{ speed_*_source }}, _steps, _training and _growth."""
+    contents = {device: load(folder / f"{device}.json") for device in COMMANDS}
+    found = {"speed_goals": raw(goals(contents))}
+    for device, content in contents.items():
+        if content is None:
+            nothing = f"{DEVICES[device]}: {MISSING}. `{COMMANDS[device]}` fills this in."
+            parts = {"source": nothing, "steps": "", "training": "", "growth": ""}
+        else:
+            parts = {
+                "source": source(content),
+                "steps": raw(steps(content)),
+                "training": raw(training(content)),
+                "growth": raw(growth(content)),
+            }
+        found |= {f"speed_{device}_{part}": text for part, text in parts.items()}
+    return found
+
+
+def raw(table: str) -> str:
+    return f"```{{raw}} html\n{table}\n```"
+
+
+def by_case(content: dict) -> dict[str, dict[str, dict]]:
+    """key of a case: {contender: row}, in the order of the benchmark."""
+    found: dict[str, dict[str, dict]] = {}
+    for row in content["rows"]:
+        found.setdefault(row["case"], {})[row["contender"]] = row
+    return found
+
+
+def source(content: dict) -> str:
+    meta = content["meta"]
+    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
+    return f"Measured on {meta['hardware']} by `{meta['command']}` at commit {meta['commit']}, with {versions}."
+
+
+def goals(contents: dict[str, dict | None]) -> str:
+    """Each goal with the worst value found and whether it is met."""
+    body = []
+    for goal in GOALS:
+        content = contents[goal.device]
+        value = f"{MISSING}: {COMMANDS[goal.device]}" if content is None else goal.value(content)
+        if isinstance(value, str):
+            cells = [value, "", MISSING]
+        else:
+            cells = [f"{value[0]:.3g}{goal.unit}", value[1], "met" if goal.met(value[0]) else "missed"]
+        body.append([html.escape(cell) for cell in (goal.text.replace("`", ""), DEVICES[goal.device], *cells)])
+    return html_table(("goal", "on", "worst value", "where", "verdict"), body, "Goals")
+
+
+def steps(content: dict) -> str:
+    """A table: case, contender, seconds a step and times the bare cost, each as min / median / max."""
+    body = []
+    for rows in by_case(content).values():
+        for name, row in rows.items():
+            label = f"{row['title']}; {row['weights']:,} weights" if name == "bare" else row["title"]
+            if row["not_measured"]:
+                cells = [f"{MISSING}: {row['not_measured']}", "", ""]
+            else:
+                bare = row["against"].get("bare")
+                ratio = three(bare, lambda v: f"{v:.2f}") if bare else "1"
+                cells = [three(row["seconds"], seconds), ratio, str(len(row["rounds"]))]
+            body.append([html.escape(cell) for cell in (label, name, *cells)])
+    titles = ("case", "contender", "seconds a step: min / median / max", "times bare: min / median / max", "rounds")
+    return html_table(titles, body, "Seconds a step")
+
+
+def training(content: dict) -> str:
+    body = []
+    for row in content["training"]:
+        net = f"{row['size']} px, width {row['width']}, {row['blocks']} blocks, {row['weights']:,} weights"
+        cells = [
+            f"preset {row['preset']}: {net}, batch {row['batch']}, T = {row['T']}, K = {row['K']}, {row['precision']}",
+            three(row["per_second"], lambda v: f"{v:.3g}"),
+            memory(row),
+            f"{row['flops']:.4g}",
+            three(row["share"], lambda v: f"{v:.1%}") + f" {row['share_is']}" if row["share"] else row["share_is"],
+        ]
+        body.append([html.escape(cell) for cell in cells])
+    titles = ("training", "iterations a second: min / median / max", "peak memory", "FLOP an iteration", "share")
+    return html_table(titles, body, "Training recovery likelihood", words=1)
+
+
+def memory(row: dict[str, Any]) -> str:
+    return row["memory_is"] if row["memory"] is None else f"{row['memory'] / 2**20:,.0f} MiB: {row['memory_is']}"
+
+
+def growth(content: dict) -> str:
+    body = []
+    for row in content["growth"]:
+        cells = [
+            row["title"],
+            f"{SERIES[row['kind']]} = {row['x']:,}",
+            f"{three(row['seconds'], seconds)} a {row['per']}",
+            three(row["times"], lambda v: f"{v:.3g}"),
+        ]
+        body.append([html.escape(cell) for cell in cells])
+    titles = ("net", "size", "seconds: min / median / max", "times the first of its series: min / median / max")
+    return html_table(titles, body, "How the cost grows")
+
+
+def three(values: dict[str, float], say: Callable[[float], str]) -> str:
+    return " / ".join(say(values[key]) for key in SPREAD)
+
+
+def seconds(value: float) -> str:
+    """Three digits, in milliseconds below a second."""
+    return f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"

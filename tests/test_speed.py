@@ -1,0 +1,368 @@
+"""The benchmark of a step: its clock and its referee on what is known, the real command run dry, and the page."""
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from book import pages, performance
+from book.project import Project
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "benchmarks" / "speed.py"
+INSTALLED = ROOT / "build" / "bench"
+
+
+@pytest.fixture(scope="module")
+def speed() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("speed", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and NamedTuple look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(*options: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(INSTALLED)])}
+    call = [sys.executable, str(SCRIPT), *options]
+    return subprocess.run(call, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What the real command writes at tiny sizes, without the seconds of compiling."""
+    out = tmp_path_factory.mktemp("speed") / "cpu.json"
+    ran = command("--dry-run", "--no-compile", "--out", str(out))
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(out.read_text())
+
+
+# The clock and the referee -------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that stands still but for what the runs take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def run(self, name: str, order: list[str], seconds: list[float]):
+        took = itertools.cycle(seconds)
+
+        def work() -> None:
+            order.append(name)
+            self.now += next(took)
+
+        return work
+
+
+def test_contenders_take_turns_and_ratios_are_of_one_round(speed):
+    clock, order = Clock(), []
+    # The machine is ten times slower in the second round: the ratio within a round does not feel it.
+    runs = {"bare": clock.run("bare", order, [1.0, 10.0, 2.0]), "it": clock.run("it", order, [3.0, 30.0, 5.0])}
+    seconds = speed.interleaved(runs, 3, clock=clock)
+    assert order == ["bare", "it"] * 3
+    assert seconds == {"bare": [1.0, 10.0, 2.0], "it": [3.0, 30.0, 5.0]}
+    assert speed.spread(seconds["it"]) == {"min": 3.0, "median": 5.0, "max": 30.0}
+    assert speed.against(seconds, "it") == {"bare": {"min": 2.5, "median": 3.0, "max": 3.0}}
+
+
+def test_the_clock_waits_for_the_device_before_and_after(speed):
+    clock, order = Clock(), []
+
+    def wait() -> None:  # what a device still had to do falls on nobody before, and on its own run behind
+        order.append("wait")
+        clock.now += 1.0
+
+    seconds = speed.interleaved({"it": clock.run("it", order, [5.0])}, 1, wait, clock)
+    assert order == ["wait", "it", "wait"]
+    assert seconds == {"it": [6.0]}
+
+
+@pytest.fixture
+def problem(speed):
+    return speed.mlp(torch.device("cpu"), 8, width=16)
+
+
+def test_every_net_of_the_benchmark_has_its_contenders_agree(speed):
+    cpu = torch.device("cpu")
+    left_out = speed.missing_peers() | {"compiled": "not here"}
+    for case in (case for case in speed.cases(cpu, tiny=True) if not case.key.startswith("mlp-1000")):
+        problem, runs, reasons = speed.ready(case, cpu, left_out)
+        assert reasons.keys() == left_out.keys()
+        assert {"bare", "langevin", "naive"} <= runs.keys()
+        energies = problem.energy(problem.x), problem.trainable(problem.x)
+        torch.testing.assert_close(*energies)
+        assert [energy.requires_grad for energy in energies] == [False, True]
+
+
+SLIPS = {
+    "half a step": lambda p: {"a": p.a / 2},
+    "uphill": lambda p: {"a": -p.a},
+    "another energy": lambda p: {"energy": lambda x: p.energy(x) + x.flatten(1).sum(1)},
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_who_computes_something_else_is_refused(speed, problem, slip):
+    wrong = problem._replace(**SLIPS[slip](problem))
+    for make in (speed.bare, speed.ours):
+        with pytest.raises(speed.Refused, match=r"ends a step with noise 0 .* away"):
+            speed.check("it", make(wrong), problem)
+
+
+def test_the_wrong_noise_is_refused_and_a_graph_too(speed, problem):
+    run = speed.ours(problem)
+    with pytest.raises(speed.Refused, match=r"ends a step with noise 0\.14"):
+        speed.check("it", lambda x, K, b: run(x, K, 1.1 * b), problem)
+    with pytest.raises(speed.Refused, match="requires_grad True"):
+        speed.check("it", lambda x, K, b: run(x, K, b).requires_grad_(), problem)
+
+
+def test_who_is_refused_has_a_row_that_says_so_and_no_seconds(speed, monkeypatch):
+    cpu = torch.device("cpu")
+    case = replace(speed.cases(cpu, tiny=True)[0])
+    wrong = lambda problem: speed.ours(problem._replace(a=3 * problem.a))
+    broken = lambda problem: 1 / 0
+    everyone = {"bare": speed.bare, "langevin": speed.ours, "torchebm": wrong, "compiled": broken}
+    monkeypatch.setattr(speed, "contenders", lambda device: everyone)
+    rows = {row["contender"]: row for row in speed.measure(case, cpu, {}, tiny=True)}
+    assert rows["torchebm"]["not_measured"].startswith("refused: torchebm ends a step")
+    assert rows["compiled"]["not_measured"] == "ZeroDivisionError: division by zero"
+    assert all("seconds" not in rows[name] for name in ("torchebm", "compiled"))
+    assert rows["langevin"]["against"].keys() == {"bare"}
+    everyone["ebmkit"] = broken  # only who needs a compiler may fail: anything else is a slip of the benchmark
+    with pytest.raises(ZeroDivisionError):
+        speed.measure(case, cpu, {}, tiny=True)
+
+
+def test_a_reason_names_no_path_of_the_machine(speed):
+    error = RuntimeError("\n\n /usr/lib/gcc/thing.h: not found (see '/home/me/x.log')\nmore")
+    assert speed.why(error) == "RuntimeError: ...: not found (see '...')"
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def test_operations_of_a_long_chain_follow_from_two_short_ones(speed):
+    cfg = speed.drl_settings("smoke", torch.device("cpu"), batch=2, size=8)
+
+    def counted(K):
+        net, tables = speed.drl_net(cfg), speed.recovery.noising(cfg.T, cfg.b2, cfg.variant)
+        with speed.FlopCounterMode(display=False) as counter:
+            speed.drl_step(net, tables, K, None)(torch.randn(2, 3, 8, 8))[0].backward()
+        return counter.get_total_flops()
+
+    assert counted(5) == speed.flops(replace(cfg, K=5)) > counted(4)
+
+
+def test_a_share_is_of_the_cards_own_rate(speed):
+    row, gpu = {"flops": 100e12, "per_second": {"min": 1.0, "median": 2.0, "max": 3.0}}, torch.device("cuda")
+    found = speed.share(row, gpu, "NVIDIA H100 80GB HBM3")
+    assert found["share"]["median"] == pytest.approx(2 * 100 / 989)
+    for card in ("NVIDIA H100 PCIe", "Another"):
+        assert speed.share(row, gpu, card)["share"] is None
+        assert card in speed.share(row, gpu, card)["share_is"]
+    assert speed.share(row, torch.device("cpu"), "CPU")["share_is"].startswith("not measured")
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_peers_are_those_that_make_installs(speed):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(extras["bench"]) == sorted(f"{name}=={version}" for name, version in speed.PEERS.items())
+    assert "benchmarks/speed.py $(ARGS)" in (ROOT / "Makefile").read_text()
+
+
+def test_without_the_peers_a_real_run_says_what_to_install(speed, monkeypatch):
+    def missing(name):
+        raise speed.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(speed.importlib.metadata, "version", missing)
+    monkeypatch.setattr(sys, "argv", ["speed.py"])
+    with pytest.raises(SystemExit, match=r"^torchebm is not installed: make bench brings it.*; ebmkit is not"):
+        speed.main()
+    monkeypatch.setattr(speed.importlib.metadata, "version", lambda name: "0.0.1")
+    with pytest.raises(SystemExit, match=r"^this benchmark is with torchebm 0\.8\.9; installed is 0\.0\.1"):
+        speed.main()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_run_stops_at_once(speed, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--device", "cuda", "--dry-run"])
+    with pytest.raises(SystemExit, match="no CUDA device is at hand"):
+        speed.main()
+
+
+def test_a_gpu_gets_the_same_cases_the_papers_width_and_every_way_to_be_fast(speed):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    keys = {device: [case.key for case in speed.cases(device, tiny=False)] for device in (cpu, gpu)}
+    assert keys[gpu] == [*keys[cpu], "wideresnet-64-paper", "wideresnet-256-paper"]
+    more = speed.contenders(gpu).keys() - speed.contenders(cpu).keys()
+    assert more == {"compiled, CUDA graphs", "torchebm, fused kernel"}
+    assert [speed.drl_settings("gpu", device).precision for device in (cpu, gpu)] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], ["--only", "mlp-100"], ["--no-compile"]])
+def test_only_a_whole_run_is_written_to_where_it_is_committed(speed, monkeypatch, options):
+    monkeypatch.setattr(sys, "argv", ["speed.py", *options])
+    assert speed.target(speed.options()) == ROOT / "build" / "speed" / "cpu.json"
+    monkeypatch.setattr(sys, "argv", ["speed.py"])
+    assert speed.target(speed.options()) == ROOT / "data" / "benchmarks" / "cpu.json"
+
+
+def test_the_dry_command_writes_every_case_and_contender(speed, dry):
+    assert dry["meta"]["dry_run"] is True
+    assert dry["meta"]["command"] == 'make bench ARGS="--dry-run --no-compile"'
+    keys = [case.key for case in speed.cases(torch.device("cpu"), tiny=True)]
+    everyone = list(speed.contenders(torch.device("cpu")))
+    assert [(row["case"], row["contender"]) for row in dry["rows"]] == list(itertools.product(keys, everyone))
+    for row in dry["rows"]:
+        if row["contender"] == "compiled":
+            assert row["not_measured"] == "left out with --no-compile"
+        elif not row["not_measured"]:
+            own, bare = row["rounds"], next(r["rounds"] for r in dry["rows"] if r["case"] == row["case"])
+            assert len(own) == speed.ROUNDS[0]
+            assert row["seconds"] == {"min": min(own), "median": sorted(own)[1], "max": max(own)}
+            if row["contender"] != "bare":
+                ratios = sorted(a / b for a, b in zip(own, bare, strict=True))
+                assert row["against"]["bare"] == {"min": ratios[0], "median": ratios[1], "max": ratios[2]}
+    peers = {row["contender"]: row["not_measured"] for row in dry["rows"] if row["contender"] in speed.PEERS}
+    for name, reason in peers.items():
+        assert (reason == "") == (name in dry["meta"]["versions"]), "a peer that is there is measured"
+    assert {row["kind"] for row in dry["growth"]} == {"batch", "K", "resolution"}
+    (training,) = dry["training"]
+    assert training["flops"] > 0
+    assert training["memory"] is None or training["memory"] > 2**20
+
+
+@pytest.mark.slow
+def test_the_compiled_contender_is_measured_where_a_compiler_is(tmp_path):
+    ran = command("--dry-run", "--only", "mlp-100", "--out", str(tmp_path / "x.json"))
+    assert ran.returncode == 0, ran.stderr
+    rows = {row["contender"]: row for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
+    row = rows["compiled"]
+    if "InvalidCxxCompiler" in row["not_measured"]:
+        pytest.skip(row["not_measured"])
+    assert row["not_measured"] == ""
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+
+
+def cells(table: str) -> list[list[str]]:
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    return [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in rows]
+
+
+def real(content: dict) -> dict:
+    return {**content, "meta": {**content["meta"], "dry_run": False}}
+
+
+def test_the_page_is_made_from_what_the_command_wrote(dry, tmp_path):
+    (tmp_path / "cpu.json").write_text(json.dumps(real(dry)))
+    page = performance.substitutions(tmp_path)
+    assert dry["meta"]["hardware"] in page["speed_cpu_source"]
+    shown = cells(page["speed_cpu_steps"])[1:]
+    assert len(shown) == len(dry["rows"])
+    for row, line in zip(dry["rows"], shown, strict=True):
+        assert line[1] == row["contender"]
+        if row["not_measured"]:
+            assert line[2].startswith("not measured: ")
+            continue
+        unit, factor = ("ms", 1000) if row["seconds"]["median"] < 1 else ("s", 1)
+        assert f"{factor * row['seconds']['median']:.3g} {unit}" in line[2].split(" / ")
+        assert row["contender"] == "bare" or line[3].split(" / ")[1] == f"{row['against']['bare']['median']:.2f}"
+    assert len(cells(page["speed_cpu_growth"])) == 1 + len(dry["growth"])
+    assert f"{dry['training'][0]['flops']:.4g}" in page["speed_cpu_training"]
+
+
+def test_a_dry_run_stands_on_no_page(dry, tmp_path):
+    (tmp_path / "cpu.json").write_text(json.dumps(dry))
+    with pytest.raises(ValueError, match=r"^cpu\.json is of a dry run"):
+        performance.substitutions(tmp_path)
+
+
+def test_without_numbers_the_page_says_how_to_get_them(tmp_path):
+    page = performance.substitutions(tmp_path)
+    assert page["speed_cuda_source"] == 'GPU: not measured. `make bench ARGS="--device cuda"` fills this in.'
+    assert [line[-1] for line in cells(page["speed_goals"])[1:]] == ["not measured"] * len(performance.GOALS)
+
+
+def content(**ratios: dict[str, float]) -> dict:
+    """Two cases with these median ratios of a contender to others in the second one, and easy ones in the first."""
+
+    def row(key: str, name: str, against: dict[str, float]) -> dict:
+        medians = {other: {"median": value} for other, value in against.items()}
+        return {"case": key, "title": key, "contender": name, "not_measured": "", "against": medians}
+
+    easy = {"bare": 0.1, "torchebm": 0.1, "ebmkit": 0.1}
+    rows = [row(key, "bare", {}) for key in ("mlp-100", "wideresnet-64")]
+    return {"rows": [*rows, *(row("mlp-100", name, easy) for name in ratios),
+                     *(row("wideresnet-64", name, against) for name, against in ratios.items())]}  # fmt: skip
+
+
+def verdicts(device: str, found: dict) -> list[str]:
+    contents = {"cpu": None, "cuda": None, device: {"training": [], **found}}
+    lines = cells(performance.goals(contents))[1:]
+    return [line[-1] for line, goal in zip(lines, performance.GOALS, strict=True) if goal.device == device]
+
+
+@pytest.mark.parametrize(
+    ("langevin", "compiled", "said"),
+    [
+        ({"bare": 1.05, "torchebm": 0.99, "ebmkit": 0.99}, {"bare": 0.99}, ["met", "met", "met"]),
+        ({"bare": 1.06, "torchebm": 0.99, "ebmkit": 0.99}, {"bare": 1.0}, ["missed", "missed", "met"]),
+        ({"bare": 1.0, "torchebm": 0.5, "ebmkit": 1.0}, {"bare": 0.5}, ["met", "met", "missed"]),
+        ({"bare": 1.0, "torchebm": 0.5}, {"bare": 0.5}, ["met", "met", "not measured"]),
+    ],
+)
+def test_a_goal_on_a_cpu_is_met_in_the_worst_case_or_missed(langevin, compiled, said):
+    assert verdicts("cpu", content(langevin=langevin, compiled=compiled)) == said
+
+
+def test_goals_on_a_gpu_take_the_fastest_of_ours_and_the_slower_gain():
+    slow, fast = {"torchebm": 1.0, "ebmkit": 1.0}, {"torchebm": 0.2, "ebmkit": 0.66}
+    found = content(langevin=slow, compiled=fast)
+    assert verdicts("cuda", found) == ["met", "met", "not measured"]
+    table = performance.goals({"cpu": None, "cuda": {"training": [], **found}})
+    assert "1.52 times" in table
+    assert "compiled beside ebmkit, wideresnet-64" in table
+    assert verdicts("cuda", content(langevin=slow))[1] == "missed"
+    share = {"preset": "gpu", "share": {"median": 0.25}, "share_is": "of it"}
+    assert verdicts("cuda", {**found, "training": [share]})[2] == "met"
+
+
+def test_every_place_of_the_page_is_filled_and_every_number_is_from_a_file(tmp_path):
+    page = (ROOT / "book" / "performance.md").read_text()
+    named = set(re.findall(r"{{ (\w+) }}", page))
+    assert named == performance.substitutions(tmp_path).keys()
+    committed = performance.substitutions(ROOT / "data" / "benchmarks")
+    assert committed.keys() == named, "what is committed can be read"
+    assert not re.search(r"\d+ ?(ms|seconds|GFLOP)", page)
+
+
+def test_the_builder_gives_the_page_its_numbers(tmp_path):
+    for folder in ("book", "notebooks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "_config.yml").write_text((ROOT / "_config.yml").read_text())
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/performance\n")
+    (tmp_path / "book" / "notebooks.toml").write_text("total = 1\n")
+    (tmp_path / "book" / "performance.md").write_text("# Cost\n\n{{ speed_cpu_source }}\n")
+    (tmp_path / "toy").mkdir()
+    pages.stage(Project(tmp_path, package="toy"), [], tmp_path / "staged")
+    assert "CPU: not measured. `make bench` fills this in." in (tmp_path / "staged" / "_config.yml").read_text()
