@@ -21,8 +21,8 @@ RECOMPILES = 64  # energies and shapes that one process may compile; torch's own
 backend = "inductor"  # of torch.compile
 
 _parts: frozenset[str] = frozenset()
-_ways: dict[Any, int] = {}  # by energy: which of the ways below it takes
-_functions: list[Callable] = []  # the ways, compiled
+_ways: dict[tuple[Any, Any], int] = {}  # by backend and energy: which of the ways below it takes
+_functions: dict[Any, tuple[Callable, Callable]] = {}  # by backend: the first two ways, compiled
 
 
 def use(mode: str) -> None:
@@ -39,8 +39,6 @@ def use(mode: str) -> None:
     if not parts <= set(PARTS) or ("plain" in parts and len(parts) > 1):
         raise ValueError(f"the engine is {mode!r}; it must be plain, compile, bfloat16 or compile+bfloat16")
     _parts = parts - {"plain"}
-    _functions.clear()
-    _ways.clear()
 
 
 def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,23 +67,23 @@ def _value_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
 def _whole(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     """Forward and backward in one graph, the fastest way. Nets with normalized weights or mixed layouts may refuse."""
     with torch.no_grad():
-        return _functions[0](energy, x.detach())
+        return _functions[backend][0](energy, x.detach())
 
 
 def _halves(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     """The energy compiled, its gradient by autograd."""
-    return core.energy_and_grad(lambda point: _functions[1](energy, point), x)
+    return core.energy_and_grad(lambda point: _functions[backend][1](energy, point), x)
 
 
 WAYS = (_whole, _halves, core.energy_and_grad)
 
 
 def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    if not _functions:
+    if backend not in _functions:
         compiler = partial(torch.compile, backend=backend, fullgraph=True)  # a break in the graph would hide itself
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
-        _functions[:] = [compiler(function) for function in (_value_and_grad, checked)]
-    key = _key(energy)
+        _functions[backend] = compiler(_value_and_grad), compiler(checked)
+    key = backend, _key(energy)
     way = _ways.setdefault(key, 0)
     try:
         return WAYS[way](energy, x)
