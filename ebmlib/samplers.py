@@ -64,7 +64,7 @@ def descent(step: Scalar, K: int) -> list[Pair]:
 
 def noise_like(x: Tensor, rng: torch.Generator | None) -> Tensor:
     """Standard normal noise of x's shape, dtype and device from `rng`."""
-    return torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
+    return torch.randn_like(x, generator=rng, memory_format=torch.contiguous_format)
 
 
 def _is_zero(value: Scalar) -> bool:
@@ -73,6 +73,11 @@ def _is_zero(value: Scalar) -> bool:
 
 def _norm(grad: Tensor) -> Tensor:
     return flat_sum(grad.detach() ** 2).sqrt()
+
+
+def _plus(x: Tensor, factor: Scalar, y: Tensor) -> Tensor:
+    """x + factor y, in one pass over memory where the factor is a plain number."""
+    return x + expand(factor, x) * y if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
 
 
 def _update(
@@ -90,9 +95,9 @@ def _update(
     if not _is_zero(a):
         seen = core.energy_and_grad(energy, x, create_graph=True) if differentiable else energy_and_grad(energy, x)
         grad = seen[1] if clip is None else seen[1].clamp(-clip, clip)
-        x = x - expand(a, x) * grad
+        x = _plus(x, -a, grad)
     if not _is_zero(b):
-        x = x + expand(b, x) * noise_like(x, rng)
+        x = _plus(x, b, noise_like(x, rng))
     x = x if project is None else project(x)
     return x if differentiable else x.detach(), seen
 

@@ -60,8 +60,8 @@ MUTANTS = [
     Slip(
         "ULA's noise loses its 2", "samplers.py", "[(step, (2 * step) ** 0.5)] * K", "[(step, step**0.5)] * K", SAMPLERS
     ),
-    Slip("the step goes uphill", "samplers.py", "x = x - expand(a, x) * grad", "x = x + expand(a, x) * grad", SAMPLERS),
-    Slip("noise of half the size", "samplers.py", "x = x + expand(b, x) *", "x = x + 0.5 * expand(b, x) *", SAMPLERS),
+    Slip("the step goes uphill", "samplers.py", "_plus(x, -a, grad)", "_plus(x, a, grad)", SAMPLERS),
+    Slip("noise of half the size", "samplers.py", "_plus(x, b, noise_like", "_plus(x, 0.5 * b, noise_like", SAMPLERS),
     Slip("clip is one-sided", "samplers.py", "seen[1].clamp(-clip, clip)", "seen[1].clamp(max=clip)", SAMPLERS),
     Slip("decayed noise ends above 0", "samplers.py", "k / max(K - 1, 1)", "k / K", SAMPLERS),
     Slip("project is forgotten", "samplers.py", "x = x if project is None else project(x)", "x = x", SAMPLERS),
