@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import math
+from itertools import takewhile
 
 from book.papers import Rows, html_table, taken
 
@@ -33,23 +35,36 @@ def _by_method(rows: Rows) -> dict[str, dict[tuple[str, str], object]]:
     for (_, name, target), found in of_chapter.items():
         measure, _, method = name.partition(", ")
         row = next((row for row in found if row.preset == preset), None)
-        if measure in (*MEASURES, "evaluations") and row is not None and method != "data":
+        if measure in (*MEASURES, "evaluations", "diverged") and row is not None and method != "data":
             methods.setdefault(method, {})[target, measure] = row
     return methods
 
 
 def _best(found: dict, targets: list[str]) -> str:
-    """The first two of each measure on each target, in words."""
+    """Who leads by each measure on each target, in words, with all who are not told from the first."""
     lines = []
     for target in targets:
         said = []
         for measure, what in zip(MEASURES, ("as a density", "in its samples")):
-            judged = sorted(
-                (m for m in found if (target, measure) in found[m]), key=lambda m: found[m][target, measure].value
-            )
-            said.append(f"closest {what}: {', then '.join(judged[:2])}")
-        lines.append(f"- **{target}**, {'; '.join(said)}.")
+            rows = {m: at[target, measure] for m, at in found.items() if (target, measure) in at}
+            stable = {m: row for m, row in rows.items() if not _share_lost(found[m], target)}
+            first, *rest = sorted(stable, key=lambda m: stable[m].value)
+            tied = list(takewhile(lambda m, of=stable[first], all=stable: _not_told_apart(all[m], of), rest))
+            names = " and ".join(f"*{m}*" for m in (first, *tied)) + ", not told apart" * bool(tied)
+            behind = "".join(f"; then *{m}*" for m in rest[len(tied) : len(tied) + 1])
+            said.append(f"Closest {what}: {names}{behind}.")
+        lines.append(f"- **{target}**. {' '.join(said)}")
     return "\n".join(lines)
+
+
+def _share_lost(rows: dict, target: str) -> float:
+    """Share of a method's runs on a target that diverged."""
+    return rows[target, "diverged"].value if (target, "diverged") in rows else 0.0
+
+
+def _not_told_apart(one, other) -> bool:
+    """Whether two rows differ by less than two standard errors of their difference."""
+    return abs(one.value - other.value) < 2 * math.hypot(one.se or 0.0, other.se or 0.0)
 
 
 def _table(found: dict, targets: list[str]) -> str:
@@ -60,6 +75,8 @@ def _table(found: dict, targets: list[str]) -> str:
     for method, rows in found.items():
         keys = [(target, measure) for target in targets for measure in MEASURES]
         cells = [results.quantity(rows[key].value, rows[key].se) if key in rows else "diverged" for key in keys]
+        lost = [_share_lost(rows, target) for target, _ in keys]
+        cells = [f"{cell} ({part:.0%} diverged)" if 0 < part < 1 else cell for cell, part in zip(cells, lost)]
         seconds = [row.seconds for (_, measure), row in rows.items() if measure == "evaluations" and row.seconds]
         cells.append(f"{sum(seconds) / len(seconds):.3g}" if seconds else "")
         body.append([html.escape(cell) for cell in (method, *cells)])

@@ -672,25 +672,30 @@ def test_a_row_of_ours_that_no_run_made_is_an_error_once_all_have_run(tmp_path: 
 
 
 def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
-    def of(method: str, kl: float | None, mmd: float, preset: str) -> list[results.Row]:
+    def of(method: str, kl: float | None, mmd: float, preset: str, lost: float = 0.0) -> list[results.Row]:
         about = {"dataset": "toy", "preset": preset, "seed": 0, "device": "CPU"}
-        kept = [results.Row(f"KL to the truth, {method}", kl, **about)] if kl is not None else []
+        kept = [results.Row(f"KL to the truth, {method}", kl, 0.01, **about)] if kl is not None else []
         kept.append(results.Row(f"evaluations, {method}", 1.0, seconds=3.0, **about))
+        kept.append(results.Row(f"diverged, {method}", lost, **about))
         return [*kept, results.Row(f"MMD^2 of samples, {method}", mmd, **about)]
 
     rows = [*of("data", 0.0, 0.0, "paper"), *of("slow", 0.1, 0.9, "paper"), *of("fast", 0.7, 0.2, "paper")]
-    rows += [*of("lost", None, 0.5, "paper"), *of("slow", 9.0, 0.1, "quick")]
+    rows += [*of("lost", None, 0.5, "paper", 1.0), *of("slow", 9.0, 0.1, "quick"), *of("near", 0.12, 0.8, "paper")]
+    rows += of("rash", 0.01, 0.1, "paper", 0.8)
     found: dict = {}
     for row in rows:
         found.setdefault(("methods_toy", row.name, row.dataset), []).append(row)
     page = methods.substitutions(papers.Rows(found, complete=True))
     assert page["methods_source"] == "preset paper, CPU"
-    said = "- **toy**, closest as a density: slow, then fast; closest in its samples: fast, then lost."
+    said = "- **toy**. Closest as a density: *slow* and *near*, not told apart; then *fast*. "
+    said += "Closest in its samples: *fast*; then *near*."
     assert page["methods_best"] == said
     assert re.findall(r"<th scope=.row.>(\w+)</th><td>(.*?)</td>", page["methods_table"]) == [
-        ("slow", "0.1"),
-        ("fast", "0.7"),
+        ("slow", "0.100 ± 0.010"),
+        ("fast", "0.700 ± 0.010"),
         ("lost", "diverged"),
+        ("near", "0.120 ± 0.010"),
+        ("rash", "0.010 ± 0.010 (80% diverged)"),
     ]
     assert "no rows of" in methods.substitutions(papers.Rows({}, complete=True))["methods_source"]
 
