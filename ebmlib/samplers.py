@@ -5,9 +5,10 @@ Every Langevin chain of the book is one update, x' = x - a grad E(x) + b xi, at 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from ebmlib import core
@@ -89,17 +90,25 @@ def _update(
     clip: float | None,
     project: Callable[[Tensor], Tensor] | None,
     differentiable: bool,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """x' and (E(x), grad E(x)), or None in its place where no gradient was taken."""
+    """x' and (E(x), grad E(x)), or None in its place where no gradient was taken; noise given is not drawn."""
     seen = None
     if not _is_zero(a):
         seen = core.energy_and_grad(energy, x, create_graph=True) if differentiable else energy_and_grad(energy, x)
         grad = seen[1] if clip is None else seen[1].clamp(-clip, clip)
         x = _plus(x, -a, grad)
     if not _is_zero(b):
-        x = _plus(x, b, noise_like(x, rng))
+        x = _plus(x, b, noise_like(x, rng) if noise is None else noise)
     x = x if project is None else project(x)
     return x if differentiable else x.detach(), seen
+
+
+def _forgetful(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng: torch.Generator | None, *rest: Any) -> Any:
+    """`_update` that keeps nothing but x and its noise for the backward pass, which runs it again."""
+    noise = None if _is_zero(b) else noise_like(x, rng)  # drawn outside: the second run must meet the same
+    again = lambda x: _update(energy, x, a, b, rng, *rest, noise)
+    return torch.utils.checkpoint.checkpoint(again, x, use_reentrant=False)
 
 
 def _info(x: Tensor, seen: tuple[Tensor, Tensor] | None) -> Info:
@@ -139,18 +148,23 @@ def langevin(
     project: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
     differentiable: bool | int = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Info]:
     """Run one `langevin_step` for each pair (a, b) of the schedule; x is (B, *S) and comes back detached.
 
     `callback(k, x)` sees the state after step k. An empty schedule returns x unchanged. `differentiable` steps at the
     end keep their graph (True: all; 1: improved CD's truncated graph), memory grows with them; the start takes none.
+    `recompute` keeps their states alone and runs each step again in the backward pass: the same gradient, memory of one
+    step and K states, and the chain's time once more. The energy must not draw random numbers then.
     """
     kept = len(schedule) if differentiable is True else int(differentiable)
     if not 0 <= kept <= len(schedule):
         raise ValueError(f"differentiable = {kept} steps; the schedule has {len(schedule)}")
     x, seen = x.detach(), None
     for k, (a, b) in enumerate(schedule):
-        x, now = _update(energy, x, a, b, rng, clip, project, k >= len(schedule) - kept)
+        graph = k >= len(schedule) - kept
+        move = _forgetful if graph and recompute else _update
+        x, now = move(energy, x, a, b, rng, clip, project, graph)
         seen = now or seen
         if callback is not None:
             callback(k, x)

@@ -229,7 +229,7 @@ class Saved:
         self.tensor = tensor
 
 
-def saved_tensors(K, kept, device):
+def saved_tensors(K, kept, device, recompute=False):
     """(most saved tensors alive at once in a chain of K steps, those alive at its end, whether x has a graph)."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1)).to(device)
@@ -244,7 +244,8 @@ def saved_tensors(K, kept, device):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         start = torch.zeros(4, 3, device=device)
-        x, _ = langevin(lambda x: net(x).squeeze(1), start, samplers.ula(0.1, K), differentiable=kept)
+        given = {"differentiable": kept, "recompute": recompute}
+        x, _ = langevin(lambda x: net(x).squeeze(1), start, samplers.ula(0.1, K), **given)
         return most, len(alive), x.requires_grad
 
 
@@ -258,6 +259,29 @@ def test_what_a_chain_keeps_grows_with_the_steps_that_keep_their_graph_and_not_w
     assert one > 0
     assert saved_tensors(30, 1, device) == (short, one, True)
     assert [saved_tensors(30, kept, device)[1] for kept in (2, 5, True)] == [2 * one, 5 * one, 30 * one]
+
+
+def test_a_chain_that_is_run_again_has_the_same_gradient_and_keeps_its_states_alone(device):
+    def ends(kept, recompute, b=0.3):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1)).to(device)
+        rng = torch.Generator(device).manual_seed(1)
+        start = torch.randn(4, 3, generator=rng, device=device)
+        given = {"rng": rng, "differentiable": kept, "recompute": recompute, "clip": 0.2}
+        x, info = langevin(lambda x: net(x).squeeze(1), start, samplers.decoupled(0.4, b, 7), **given)
+        x.square().sum().backward()
+        weights = [p.grad for p in net.parameters() if p.grad is not None]
+        return [x.detach(), info.energy, info.grad_norm, torch.rand(3, generator=rng, device=device), *weights]
+
+    for kept in (True, 3):
+        for b in (0.3, 0.0):
+            plain, again = ends(kept, False, b), ends(kept, True, b)
+            assert all(torch.equal(p, q) for p, q in zip(plain, again, strict=True))
+            assert max(grad.abs().max() for grad in plain[4:]) > 0.01
+    per_step = [saved_tensors(30, True, device, recompute)[1] / 30 for recompute in (False, True)]
+    assert per_step[1] <= 2  # the state and its noise
+    assert per_step[0] > 5 * per_step[1]
+    assert saved_tensors(30, False, device, True) == saved_tensors(30, False, device)
 
 
 def test_more_differentiable_steps_than_there_are_is_refused(device):
