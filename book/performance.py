@@ -105,9 +105,9 @@ def load(path: Path) -> dict | None:
 
 
 def substitutions(folder: Path) -> dict[str, str]:
-    """{{ speed_goals }}, and for cpu and cuda {{ speed_*_source }}, _steps, _training and _growth."""
+    """{{ speed_goals }}, {{ speed_kills }}, and for cpu and cuda {{ speed_*_source }}, _steps, _training and _growth."""
     contents = {device: load(folder / f"{device}.json") for device in COMMANDS}
-    found = {"speed_goals": raw(goals(contents))}
+    found = {"speed_goals": raw(goals(contents)), "speed_kills": kills(folder / "kills.json")}
     for device, content in contents.items():
         if content is None:
             nothing = f"{DEVICES[device]}: {MISSING}. `{COMMANDS[device]}` fills this in."
@@ -121,6 +121,17 @@ def substitutions(folder: Path) -> dict[str, str]:
             }
         found |= {f"speed_{device}_{part}": text for part, text in parts.items()}
     return found
+
+
+def kills(path: Path) -> str:
+    """How many kills of a training run were survived, as a table."""
+    if not path.is_file():
+        return f"Kills: {MISSING}. `make kills` fills this in."
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows, meta = content["rows"], content["meta"]
+    body = [[html.escape(row["name"]), f"{row['value']:.0f} of {row['n']}"] for row in rows]
+    about = f"{rows[0]['protocol']}; {rows[0]['device']}, `{meta['command']}` at commit {meta['commit']}."
+    return f"{about[0].upper()}{about[1:]}\n\n" + raw(html_table(("what", "how many"), body, "Kills"))
 
 
 def raw(table: str) -> str:
