@@ -105,7 +105,7 @@ def load(path: Path) -> dict | None:
 
 
 def substitutions(folder: Path) -> dict[str, str]:
-    """{{ speed_goals }}, {{ speed_kills }}, and for cpu and cuda {{ speed_*_source }}, _steps, _training and _growth."""
+    """{{ speed_goals }}, {{ speed_kills }}; for cpu and cuda {{ speed_*_source }}, _steps, _training and _growth."""
     contents = {device: load(folder / f"{device}.json") for device in COMMANDS}
     found = {"speed_goals": raw(goals(contents)), "speed_kills": kills(folder / "kills.json")}
     for device, content in contents.items():
