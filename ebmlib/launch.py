@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
     newest, again = run.checkpoints()[-1], shlex.join(["papermill", *argv, "out.ipynb", "-p", "resume", "True"])
     run.close()
     if parallel.rank() == 0:
-        print(f"Trained on {parallel.size()} processes: {newest}\nThe notebook goes on from there with\n  {again}")
+        number = "1 process" if parallel.size() == 1 else f"{parallel.size()} processes"
+        print(f"Trained on {number}: {newest}\nThe notebook goes on from there with\n  {again}")
     state.destroy_process_group()
 
 
