@@ -68,7 +68,8 @@ def prepared(argv: Sequence[str]) -> tuple[list[str], Mapping[str, Any]]:
         path = Path(folder) / "prepared.ipynb"
         options = ["--prepare-only", "--no-progress-bar", "--log-level", "ERROR"]
         try:
-            papermill.main([*argv, str(path), *options], "ebmlib.launch", standalone_mode=False)
+            # "--" first: an option that lacks its value must not take the path for it
+            papermill.main([*options, *argv, "--", str(path)], "ebmlib.launch", standalone_mode=False)
         except (ClickException, OSError) as error:
             sys.exit(f"ebmlib.launch: {error.format_message() if isinstance(error, ClickException) else error}")
         if not path.exists():  # papermill has shown its help

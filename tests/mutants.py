@@ -211,7 +211,7 @@ MUTANTS = [
     ),
     Slip("no division by the scale", "recovery.py", "x = y / expand(tables.scale[t], y)", "x = y", RECOVERY),
     Slip("levels upward", "recovery.py", "reversed(range(tables.T))", "range(tables.T)", RECOVERY),
-    Slip("levels without their scale", "recovery.py", "raw(y) / scale", "raw(y)", RECOVERY),
+    Slip("levels without their scale", "recovery.py", "parallel.rows(y))) / scale", "parallel.rows(y)))", RECOVERY),
     Slip(
         "by_level sums", "recovery.py", "torch.where(count > 0, total / count", "torch.where(count > 0, total", RECOVERY
     ),
