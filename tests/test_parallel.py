@@ -170,7 +170,7 @@ def together(tmp_path_factory):
         for number in range(PROCESSES)
     ]
     try:
-        codes = [process.wait(120) for process in started]
+        codes = [process.wait(500) for process in started]
     finally:
         for process in started:
             process.kill()
