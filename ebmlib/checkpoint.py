@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
+from ebmlib import parallel
+
 FORMAT = "ebmlib-checkpoint-1"
 SUFFIX = ".safetensors"
 
@@ -239,12 +241,16 @@ def open_run(notebook: str, key: Mapping[str, Any], run_dir: str | Path | None =
     FileNotFoundError if there is nothing to resume, RuntimeError if it is in use, OSError if it is not writable.
     """
     base = Path("runs") / notebook / key_hash(key) if run_dir is None else Path(run_dir)
-    run = Run(base.expanduser().absolute(), notebook, key)
-    if resume:
-        run._reopen()
-    else:
-        _check_writable(run.folder)
-    return run
+
+    def opened() -> Run:
+        run = Run(base.expanduser().absolute(), notebook, key)
+        if resume:
+            run._reopen()
+        else:
+            _check_writable(run.folder)
+        return run
+
+    return opened() if parallel.size() == 1 else parallel.SharedRun(opened)
 
 
 class Run:

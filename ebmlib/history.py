@@ -2,7 +2,7 @@
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,25 +98,25 @@ class Watch:
 class Board:
     """What is logged as TensorBoard scalars in the run's folder, if tensorboard is installed; else nothing."""
 
-    def __init__(self, folder: Callable[[], Path] | None, start: int):
-        self.folder, self.written, self.writer = folder, start, None
-        self.there = folder is not None and importlib.util.find_spec("tensorboard") is not None
+    def __init__(self, start: int):
+        self.written, self.writer = start, None
+        self.there = importlib.util.find_spec("tensorboard") is not None
 
-    def write(self, history: History) -> None:
-        """The rows since the last call. Called once their checkpoint is there, so that no row comes twice."""
+    def write(self, history: History, folder: Path) -> None:
+        """The rows since the last call, into the run's folder; after their checkpoint, so that none comes twice."""
         if not self.there:
             return
         try:
-            self._write([row for row in history.rows if row["step"] > self.written])
+            self._write([row for row in history.rows if row["step"] > self.written], folder)
         except OSError as error:  # a checkpoint is there: the run itself can go on
             warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=2)
             self.there = False
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, rows: list[dict[str, Any]], folder: Path) -> None:
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(self.folder() / "tensorboard")
+            self.writer = SummaryWriter(folder / "tensorboard")
         for row in rows:
             for name, value in row.items():
                 entries = {name: value} if np.ndim(value) == 0 else {f"{name}_{i}": v for i, v in enumerate(value)}

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebmlib import parallel
 from ebmlib.core import Energy, expand, flat_sum
 from ebmlib.samplers import Pair, langevin, noise_like
 
@@ -131,11 +132,14 @@ def noising(
 
 
 def levels(net_at: Callable[[Tensor], Energy], tables: Noising) -> Callable[[Tensor], Energy]:
-    """at_level(t): the energy of y_t, E(y) = net_at(t)(y) / energy_scale[t], at fixed t (B,) (Eq. 32, f = -E)."""
+    """at_level(t): the energy of y_t, E(y) = net_at(t)(y) / energy_scale[t], at fixed t (B,) (Eq. 32, f = -E).
+
+    Where several processes train (`parallel.sharded`), each computes its rows of it.
+    """
 
     def at_level(t: Tensor) -> Energy:
-        raw, scale = net_at(t), tables.energy_scale[t]
-        return lambda y: raw(y) / scale
+        raw, scale = net_at(parallel.rows(t)), tables.energy_scale[t]
+        return lambda y: parallel.whole(raw(parallel.rows(y))) / scale
 
     return at_level
 

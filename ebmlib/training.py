@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ebmlib import parallel
 from ebmlib.checkpoint import Run, load, load_module, load_weights, open_run, save, save_weights  # noqa: F401 (the face)
 from ebmlib.history import Board, History, Stats, Watch
 
@@ -158,13 +159,12 @@ class _Parts:
         self.history = History()
 
     def objects(self) -> dict[str, Any]:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         return {
             "net": {name: module.state_dict() for name, module in self.nets.items()},
             "ema": {name: ema.state_dict() for name, ema in self.emas.items()},
             "optimizer": self.optimizer.state_dict(),
             "generators": [rng.get_state() for rng in self.generators],
-            "global": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "global": {"cpu": torch.get_rng_state(), "cuda": parallel.cuda_states()},
             "batches": self.batches.state_dict() if hasattr(self.batches, "state_dict") else None,
             "state": [part.state_dict() for part in self.state],
             "history": self.history.state_dict(),
@@ -192,8 +192,7 @@ class _Parts:
         for rng, saved in zip(self.generators, objects["generators"], strict=True):
             rng.set_state(saved)
         torch.set_rng_state(objects["global"]["cpu"])
-        if objects["global"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(objects["global"]["cuda"])
+        parallel.set_cuda_states(objects["global"]["cuda"])
         return meta["iteration"]
 
     @torch.no_grad()
@@ -279,6 +278,7 @@ def _advance(step: Step, parts: _Parts, clip_norm: float | None) -> tuple[Tensor
     loss, stats = step(batch)
     optimizer.zero_grad(set_to_none=True)  # after the step: gradients that a chain left behind do not count
     loss.backward()
+    parallel.mean_gradients(optimizer)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
     optimizer.step()
@@ -301,7 +301,7 @@ class _Keeper(contextlib.AbstractContextManager):
             run.close()  # the same process may try again
             raise
         self.began = time.perf_counter() - parts.history.seconds
-        self.board = Board(run and run.create, self.start)
+        self.board = Board(self.start)
 
     def look(self, iteration: int, loss: Tensor, stats: Stats, last: bool) -> None:
         self.watch.add(iteration, loss, stats)
@@ -313,7 +313,8 @@ class _Keeper(contextlib.AbstractContextManager):
             meta = {"seconds": self.parts.history.seconds}
             self.good = self.run.save(iteration, self.parts.objects(), meta, self.keep)
             self.run.write_text("log.csv", self.parts.history.csv())
-            self.board.write(self.parts.history)
+            if parallel.rank() == 0:
+                self.board.write(self.parts.history, self.good.parent)
 
     @contextlib.contextmanager
     def memory(self, iteration: int) -> Iterator[None]:
@@ -336,7 +337,7 @@ class _Keeper(contextlib.AbstractContextManager):
             self.run.close()  # the same process may resume it
 
     def _stop_if_bad(self, iteration: int, weights: bool) -> None:
-        bad = self.watch.check()
+        bad = parallel.gathered(self.watch.check())[0]  # the first's word, so that all stop or none
         if bad is None and weights and (name := self.parts.broken()):
             bad = iteration, f"the weight {name} is not finite"
         if bad is None:
@@ -377,6 +378,7 @@ def fit(
     With a `run`, checkpoints are written every `save_every` iterations, at the end and on Ctrl-C, and one that is there
     is continued, bit-identically on the CPU at the same thread count; `generators`, batches.rng, torch's own generator
     and the objects in `state` (state_dict, load_state_dict) are in it. `warmup` is linear; `cosine` decays to 0.
+    In a process group (`ebmlib.launch`) all processes call it alike, and `parallel.sharded` divides the nets' calls.
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`; a checkpoint is always good.
     OutOfMemory says what to lower. The run's folder has log.csv, and TensorBoard scalars if tensorboard is installed.
     """
@@ -384,15 +386,15 @@ def fit(
     rate = _Rate(optimizer, warmup, cosine, iterations)
     parts = _Parts(net, ema, optimizer, batches, generators, state)
     keeper = _Keeper(run, parts, Watch(bound, log_every, parts.history), save_every, keep)
-    interval = 0.5 if os.isatty(2) else 5.0
-    shown = {"desc": desc, "leave": False, "mininterval": interval, "disable": not progress}
-    bar = tqdm(total=iterations, initial=keeper.start, **shown)
-    with keeper, bar, rate, _deterministic(deterministic), _interrupts() as interrupted:
+    shown = {"desc": desc, "leave": False, "mininterval": 0.5 if os.isatty(2) else 5.0}
+    bar = tqdm(total=iterations, initial=keeper.start, disable=not progress or parallel.rank() > 0, **shown)
+    shared = parallel.sharded(parts.nets.values(), parts.generators)
+    with keeper, bar, rate, _deterministic(deterministic), shared, _interrupts() as interrupted:
         for iteration in range(keeper.start + 1, iterations + 1):
             rate.set(iteration)
             with keeper.memory(iteration):
                 loss, stats = _advance(step, parts, clip_norm)
-            stop = interrupted()
+            stop = any(parallel.gathered(interrupted()))
             keeper.look(iteration, loss, stats, last=stop or iteration == iterations)
             bar.set_postfix_str(keeper.watch.text, refresh=False)
             bar.update()

@@ -47,6 +47,10 @@ FUNNEL = tuple(
 FOLLOW = tuple(f"test_densities.py::test_samples_follow_the_density[{name}]" for name in ("pinwheel", "funnel"))
 CONVOLVED = tuple(f"{DENSITIES[0]}[0.6-{name}]" for name in ("rings", "blurred-funnel"))
 LATENT, VAE = ("test_latent.py",), ("test_vae.py",)
+PARALLEL = tuple(
+    f"test_parallel.py::test_{name}"
+    for name in ("two_processes_end_with_the_weights_of_one", "a_run_goes_on_with_another_number_of_processes")
+)
 SETTINGS, TRAINING = ("test_settings.py",), ("test_training.py::test_ema_against_the_closed_form",)
 
 MUTANTS = [
@@ -207,7 +211,7 @@ MUTANTS = [
     ),
     Slip("no division by the scale", "recovery.py", "x = y / expand(tables.scale[t], y)", "x = y", RECOVERY),
     Slip("levels upward", "recovery.py", "reversed(range(tables.T))", "range(tables.T)", RECOVERY),
-    Slip("levels without their scale", "recovery.py", "raw(y) / scale", "raw(y)", RECOVERY),
+    Slip("levels without their scale", "recovery.py", "parallel.rows(y))) / scale", "parallel.rows(y)))", RECOVERY),
     Slip(
         "by_level sums", "recovery.py", "torch.where(count > 0, total / count", "torch.where(count > 0, total", RECOVERY
     ),
@@ -721,6 +725,16 @@ MUTANTS = [
     ),
     Slip("the KL's entropy is halved", "objectives.py", "- 1 - 2 * log_std)", "- 1 - log_std)", VAE),
     Slip("beta weighs the likelihood", "objectives.py", "(beta * kl - log_lik)", "(kl - beta * log_lik)", VAE),
+    Slip("gradients by rows in part", "parallel.py", "_Rows.apply(grad) * size()", "_Rows.apply(grad)", PARALLEL),
+    Slip("gradients of samples twice", "parallel.py", "_Whole.apply(grad) / size()", "_Whole.apply(grad)", PARALLEL),
+    Slip("gradients are summed", "parallel.py", "(flat / size())", "flat", PARALLEL),
+    Slip(
+        "all processes take the first rows",
+        "parallel.py",
+        "x[rank() * n : (rank() + 1) * n].clone()",
+        "x[:n].clone()",
+        PARALLEL,
+    ),
     Slip(
         "jumps forget their proposal's density",
         "samplers.py",

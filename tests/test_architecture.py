@@ -32,13 +32,15 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "flow": ({"core", "samplers"}, set()),
     "objectives": ({"core"}, set()),
     "latent": ({"core"}, set()),
-    "recovery": ({"core", "samplers"}, set()),
+    "recovery": ({"core", "parallel", "samplers"}, set()),
     "coarse_to_fine": ({"core", "samplers"}, set()),
     "fields": ({"core"}, set()),
     "partition": ({"core", "samplers"}, set()),
-    "checkpoint": (set(), {"safetensors"}),
+    "parallel": (set(), set()),
+    "checkpoint": ({"parallel"}, {"safetensors"}),
     "history": (set(), set()),
-    "training": ({"checkpoint", "history"}, {"tqdm"}),
+    "training": ({"checkpoint", "history", "parallel"}, {"tqdm"}),
+    "launch": ({"data", "parallel", "training"}, set()),
     "metrics": ({"core", "nets.features"}, set()),
     "chapters": (set(), set()),
     "presets": ({"chapters"}, set()),
@@ -52,6 +54,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
 INSIDE = {
     "flow": {"torchdiffeq"},
     "imagefiles": {"PIL"},
+    "launch": {"IPython", "accelerate", "click", "nbformat", "papermill"},
     "metrics": {"torchmetrics"},
     "nets.features": {"safetensors"},
     "results": {"IPython"},
@@ -141,6 +144,7 @@ def test_the_library_without_figures_loads_no_heavy_package_but_torch():
     names, _ = loaded_by("\n".join(f"import ebmlib.{module}" for module in quiet))
     assert "torch" in names
     assert not names & {"matplotlib", "torchvision", "torchmetrics", "IPython", "anywidget", "scipy", "sklearn", "PIL"}
+    assert not names & {"accelerate", "papermill"}
 
 
 @each
