@@ -90,7 +90,9 @@ def interrupted(folder, number):
     try:
         train(folder, at=at, save_every=100)
     except KeyboardInterrupt:
-        return sorted(path.name for path in folder.iterdir())
+        return sorted(
+            path.name for path in folder.iterdir() if path.name != "tensorboard"
+        )  # which the first writes later
 
 
 def refused(kind, call):
