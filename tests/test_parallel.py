@@ -90,9 +90,8 @@ def interrupted(folder, number):
     try:
         train(folder, at=at, save_every=100)
     except KeyboardInterrupt:
-        return sorted(
-            path.name for path in folder.iterdir() if path.name != "tensorboard"
-        )  # which the first writes later
+        names = [path.name for path in folder.iterdir()]
+        return sorted(name for name in names if name != "tensorboard")  # which the first writes later
 
 
 def refused(kind, call):
