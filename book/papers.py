@@ -8,6 +8,7 @@ differs. A row of ours that is nowhere to be found, or a paper's row without an 
 from __future__ import annotations
 
 import html
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,9 @@ def _table(table: dict, rows: Rows) -> str:
 
 def _answer(row: dict, rows: Rows) -> list[str]:
     ours = [line for asked in row.get("ours", []) for line in _answers(asked, rows)]
-    command = f"<code>{html.escape(row['command'])}</code>" if row.get("command") else ""
+    # A line breaks before a parameter, not within it.
+    command = re.sub(r"-p \S+ \S+", r'<span class="ebm-whole">\g<0></span>', html.escape(row.get("command", "")))
+    command = f"<code>{command}</code>" if command else ""
     return ["<br>".join(ours), html.escape(row.get("why", "")), command]
 
 

@@ -97,6 +97,13 @@ def test_the_table_of_recipes_is_on_its_page(smoke_book: Path):
     assert "1.9 \\cdot 10^{-2}" in table
 
 
+def test_no_line_can_begin_with_the_mark_behind_a_formula(smoke_book: Path):
+    page = (smoke_book / "book" / "drl.html").read_text()
+    assert len(re.findall(r'<span class="ebm-whole"><span class="math[^>]*>[^<]*</span>[,.;:)]+</span>', page)) > 20
+    loose = re.sub(r'<span class="ebm-whole">.*?</span>[^<]*</span>', "", page)
+    assert not re.search(r'<span class="math notranslate nohighlight">[^<]*</span>[,.;:)]', loose)
+
+
 def test_pictures_have_a_text(smoke_book: Path):
     """A picture without an alternative text says nothing to a reader who cannot see it."""
     silent = []
