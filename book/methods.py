@@ -70,7 +70,11 @@ def _not_told_apart(one, other) -> bool:
 def _table(found: dict, targets: list[str]) -> str:
     from ebmlib import results
 
-    titles = ["method", *(f"{target}: {measure}" for target in targets for measure in MEASURES), "seconds a training"]
+    titles = [
+        "method",
+        *(f"{target}: {measure.replace('^2', '²')}" for target in targets for measure in MEASURES),
+        "seconds a training",
+    ]
     body = []
     for method, rows in found.items():
         keys = [(target, measure) for target in targets for measure in MEASURES]
