@@ -83,9 +83,9 @@ def trained(cells: Sequence[str], name: str) -> Any:
 
     Only the first process prints. SystemExit if no cell trains so.
     """
-    os.environ["MPLBACKEND"] = "Agg"  # figures have no page here
     namespace = {"__name__": "__main__"}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_environment("MPLBACKEND", "Agg"))  # figures have no page here
         if parallel.rank() > 0:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         import IPython.display as shown
@@ -102,6 +102,19 @@ def trained(cells: Sequence[str], name: str) -> Any:
         except _Trained as over:
             return over.args[0]
     sys.exit(f"{name} trains nothing that a checkpoint keeps while it trains: run it with papermill")
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable for as long as the cells run: whatever is started later is another's."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

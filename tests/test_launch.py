@@ -150,7 +150,7 @@ FIT = "def step(x):\n    return net(x).mean(), {}\ntraining.fit(step, draws, run
 
 
 def test_cells_run_until_the_first_training_that_has_a_run(tmp_path):
-    fit = training.fit
+    fit, backend = training.fit, os.environ.get("MPLBACKEND")
     cells = [TRAINING, "folder = None", FIT, f"folder = training.open_run('n', {{}}, {str(tmp_path / 'run')!r})"]
     run = launch.trained([*cells, FIT, "raise AssertionError('too far')"], "n")
     assert load(run.checkpoints()[-1])[1]["iteration"] == 2
@@ -160,3 +160,4 @@ def test_cells_run_until_the_first_training_that_has_a_run(tmp_path):
         "n.ipynb trains nothing that a checkpoint keeps"
     )
     assert training.fit is fit
+    assert os.environ.get("MPLBACKEND") == backend, "whatever is started later would draw no figures"
