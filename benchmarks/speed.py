@@ -43,7 +43,7 @@ from ebmlib import data, engine, recovery, results, training
 from ebmlib.chapters import DRL
 from ebmlib.core import Energy, evaluating
 from ebmlib.nets.blocks import ChannelScale
-from ebmlib.nets.energies import MLP, TimeWideResNet, channels_last, parameter_count
+from ebmlib.nets.energies import MLP, ConvNet, TimeWideResNet, channels_last, parameter_count
 from ebmlib.objectives import contrastive
 from ebmlib.presets import NOTEBOOKS
 from ebmlib.samplers import decoupled, langevin, ula
@@ -116,11 +116,7 @@ def mlp(device: torch.device, batch: int, width: int = 256) -> Problem:
 def convnet(device: torch.device, batch: int, filters: int = 64) -> Problem:
     """The self-adversarial paper's ConvNet for CIFAR-10 (Table 2, nf = 64) and its noisy chain (A.2: .05 and .1)."""
     torch.manual_seed(0)
-    widths = [filters, 2 * filters, 4 * filters, 8 * filters]
-    layers: list[nn.Module] = [nn.Conv2d(3, filters, 3, padding=1), nn.SiLU()]
-    for inner, outer in pairwise(widths):  # 32, 16, 8, 4 pixels
-        layers += [nn.Conv2d(inner, outer, 4, 2, padding=1), nn.SiLU()]
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, 1), nn.Flatten(0)).to(device)
+    net = ConvNet(3, 32, filters, (1, 2, 4, 8)).to(device)
     count, x = parameter_count(net), torch.randn(batch, 3, 32, 32).to(device)
     return Problem(*pair(net), x, 0.05, 0.1, count)
 

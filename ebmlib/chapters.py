@@ -304,6 +304,26 @@ class DRL:
 
 
 @dataclass(frozen=True)
+class SelfAdversarialImages:
+    """Settings of `self_adversarial_images` (section 5.2, Table 2, Appendix A.2) on MNIST and Fashion-MNIST."""
+
+    K: int = value(40, 40, None, "Appendix A.2", low=1)
+    step: float = value(0.05, "eta = .1", None, "Appendix A.2 and Eq. 7: a = eta / 2", low=1e-9)
+    noise: float = value(0.1, 0.1, None, "Appendix A.2: b of the noisy chain", low=0)
+    size: int = value(32, 32, None, "Appendix A.2", low=8)
+    filters: int = value(32, 32, None, "Table 2: nf", low=1)
+    multipliers: tuple[int, ...] = value((1, 2, 2, 2), (1, 2, 2, 2), None, "Table 2")
+    iterations: int = value(8000, 8000, None, "Appendix A.2", low=1)
+    batch: int = value(64, 64, None, "Appendix A.2", low=1)
+    lr: float = value(5e-4, 5e-4, None, "Appendix A.2", low=0)
+    cosine: bool = value(False, None, None, "whether the rate falls to 0 as a half cosine")
+    ema: float = value(0.0, None, None, "running mean of the weights; 0 is none", low=0, below=1)
+    recompute: bool = value(False, None, None, "generator loss: memory of one step, for half as much time again")
+    samples: int = value(10_000, None, None, "for FID; KID needs 16", low=16)
+    deterministic: bool = value(False, None, None, "training on CUDA repeats bit for bit, more slowly")
+
+
+@dataclass(frozen=True)
 class PartitionToy:
     """Settings of `partition_toy`; the paper's column is Appendix A.4 and section 4.2 of recovery likelihood."""
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args, get_origin
 
-from ebmlib.presets import NOTEBOOKS
+from ebmlib.presets import DATASETS, NOTEBOOKS
 
 COMMON = ("preset", "seed", "device", "dataset", "run_dir", "resume", "checkpoint")
 SHELL = ("In", "Out", "exit", "quit", "open", "get_ipython")  # what IPython itself puts among the globals
@@ -30,6 +30,7 @@ class Start:
     resume: bool
     checkpoint: str | None
     config: Any
+    published: Mapping[str, Any]  # what the paper sets for this data set, where that is not the chapter's own
 
     def key(self, dataset: str) -> dict[str, Any]:
         """What a run folder's name is the hash of: the resolved settings, the data set's true name, the seed."""
@@ -58,9 +59,16 @@ def start(notebook: str, namespace: Mapping[str, Any]) -> Start:
     for name in ("device", "dataset", "run_dir", "checkpoint"):
         common[name] = _typed(name, given.get(name), str | None)
     chosen = {n: _checked(types_of[n], v) for n, v in given.items() if n in types_of and v is not None}
-    config = replace(settings(), **{**presets[preset], **chosen})
+    published = _published(notebook, common["dataset"], chosen.get("size"))
+    config = replace(settings(), **{**(published if preset == "paper" else {}), **presets[preset], **chosen})
     config = config.implied(chosen) if hasattr(config, "implied") else config
-    return Start(notebook, preset, config=config, **common)
+    return Start(notebook, preset, config=config, published=published, **common)
+
+
+def _published(notebook: str, dataset: str | None, size: int | None) -> Mapping[str, Any]:
+    """What the paper sets for a data set, at this size where it has several."""
+    found = DATASETS.get(notebook, {}).get(dataset or "", [])
+    return next((entry for entry in found if entry.get("size") == size), found[0] if found else {})
 
 
 def _is_code(thing: Any) -> bool:
@@ -106,12 +114,17 @@ def _checked(setting: Any, given: Any) -> Any:
     return given
 
 
-def table(config: Any) -> list[tuple[str, str, str, str, str]]:
-    """(setting, paper's text, released code, this run, where) for every setting of a dataclass of this module."""
+def table(config: Any, published: Mapping[str, Any] | None = None) -> list[tuple[str, str, str, str, str]]:
+    """(setting, paper's text, released code, this run, where) for every setting of a dataclass of this module.
+
+    The text's value is that of `published` where it has one: what the paper sets for the data set of this run.
+    """
+    published = published or {}
     return [
         (
             f.name,
-            *(_word(f.metadata[k]) for k in ("text", "code")),
+            _word(published.get(f.name, f.metadata["text"])),
+            _word(f.metadata["code"]),
             _word(getattr(config, f.name)),
             f.metadata["source"],
         )
@@ -128,7 +141,7 @@ def show(run: Start) -> None:
     from IPython.display import display  # only notebooks call this
 
     heads = ("setting", "paper's text", "released code", f"this run ({run.preset})", "where")
-    columns = [column for column in zip(heads, *table(run.config)) if {*column[1:]} != {_word(None)}]
+    columns = [column for column in zip(heads, *table(run.config, run.published)) if {*column[1:]} != {_word(None)}]
     heads, *rows = zip(*columns)
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
     head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from ebmlib.core import energy_and_grad, evaluating
 from ebmlib.nets.blocks import ResBlock, TimeEmbedding, sinusoidal
-from ebmlib.nets.energies import MLP, GrowingNet, TimeMLP, TimeWideResNet, channels_last, parameter_count
+from ebmlib.nets.energies import MLP, ConvNet, GrowingNet, TimeMLP, TimeWideResNet, channels_last, parameter_count
 
 # name: (net, shape of a sample); the multipliers include a stage that widens and one that does not
 NETS = {
@@ -20,6 +20,7 @@ NETS = {
     "plain time mlp": (lambda: TimeMLP(5, 8, (1, 2), blocks=2, spectral=False), (5,)),
     "resnet": (lambda: TimeWideResNet(3, 8, (1, 2), 2), (3, 8, 8)),
     "dense resnet": (lambda: TimeWideResNet(1, 8, (1, 2, 2), 1, head="dense", spectral=False), (1, 8, 12)),
+    "convnet": (lambda: ConvNet(3, 16, 4, (1, 2, 3)), (3, 16, 16)),
     "growing": (lambda: GrowingNet(16, 3, 2), (3, 16, 16)),
     "grown": (lambda: half_grown(GrowingNet(4, 1, 2, spectral=False, padding="circular")), (1, 8, 8)),
 }
@@ -109,6 +110,48 @@ def test_every_parameter_takes_a_gradient(name, device, dtype, rng):
     x, *t = inputs(name, 6, device, dtype, rng)
     (net(x, *t) ** 2).sum().backward()
     assert [key for key, p in net.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
+
+
+# Table 2: kernel, stride and filters of every convolution, and the inputs of the last layer
+TABLE_2 = {
+    "MNIST": ((1, 32, 32, (1, 2, 2, 2)), [(3, 1, 32), (4, 2, 64), (4, 2, 64), (4, 2, 64)], 64 * 4 * 4),
+    "CIFAR-10": ((3, 32, 64, (1, 2, 4, 8)), [(3, 1, 64), (4, 2, 128), (4, 2, 256), (4, 2, 512)], 512 * 4 * 4),
+    "CelebA": (
+        (3, 64, 32, (1, 2, 4, 8, 16)),
+        [(3, 1, 32), (4, 2, 64), (4, 2, 128), (4, 2, 256), (4, 2, 512)],
+        512 * 4 * 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_convnet_is_the_self_adversarial_papers_table(name):
+    given, layers, flat = TABLE_2[name]
+    net = ConvNet(*given)
+    assert [(layer.kernel_size[0], layer.stride[0], layer.out_channels) for layer in net.body] == layers
+    assert net.head.in_features == flat
+    weights, inner = 0, given[0]
+    for kernel, _, outer in layers:
+        weights, inner = weights + kernel**2 * inner * outer + outer, outer
+    assert parameter_count(net) == weights + flat + 1
+
+
+def test_convnet_is_its_layers(device, dtype, rng):
+    net = build("convnet", device, dtype)
+    (x,) = inputs("convnet", 3, device, dtype, rng)
+    h = x
+    for n, layer in enumerate(net.body):
+        h = F.conv2d(h, layer.weight, layer.bias, 1 if n == 0 else 2, 1)
+        h = h * torch.sigmoid(h)
+    assert h.shape == (3, 12, 4, 4)
+    assert_same(net(x), h.reshape(3, -1) @ net.head.weight[0] + net.head.bias)
+
+
+def test_convnet_names_sizes_that_it_cannot_take():
+    with pytest.raises(ValueError, match=r"^size = 28: 3 strides of 2 need a multiple of 8$"):
+        ConvNet(1, 28)
+    with pytest.raises(ValueError, match=r"^this net takes images of shape \(1, 16, 16\); got \(1, 32, 32\)$"):
+        ConvNet(1, 16, 4)(torch.zeros(2, 1, 32, 32))
 
 
 def test_mlp_is_its_layers(device, dtype, rng):

@@ -103,6 +103,43 @@ def test_the_variant_text_brings_what_the_text_prints(preset):
     assert start("drl_cifar", {"preset": preset, "variant": "text", "T": 1000}).config == replace(text, T=1000, K=0)
 
 
+# Tables 4 and 5 of recovery likelihood, Table 2 and Appendix A.2 of self-adversarial: what differs from the default
+PUBLISHED = [
+    (
+        "drl_cifar",
+        "celeba",
+        None,
+        {"size": 64, "multipliers": (1, 2, 2, 2, 4), "blocks": 2, "beta1": 0.9, "batch": 128},
+    ),
+    ("drl_cifar", "lsun_church", None, {"size": 64, "blocks": 2, "beta1": 0.9, "batch": 128, "iterations": 100_000}),
+    ("drl_cifar", "lsun_church", 128, {"multipliers": (1, 2, 2, 2, 4, 4), "blocks": 2, "beta1": 0.5, "batch": 64}),
+    ("drl_cifar", "lsun_bedroom", 64, {"blocks": 2, "beta1": 0.9, "batch": 128, "iterations": 100_000}),
+    ("drl_cifar", "lsun_bedroom", 128, {"blocks": 5, "beta1": 0.5, "batch": 64, "iterations": 56_000}),
+    ("drl_cifar", "svhn", None, {"size": 32, "blocks": 5, "batch": 256, "iterations": 50_000}),
+    ("self_adversarial_images", "mnist", None, {"size": 32, "filters": 32, "K": 40, "iterations": 8000}),
+    ("self_adversarial_images", "cifar10", None, {"filters": 64, "multipliers": (1, 2, 4, 8), "K": 60}),
+    ("self_adversarial_images", "celeba", None, {"filters": 32, "K": 60, "iterations": 30_000}),
+]
+
+
+@pytest.mark.parametrize(("notebook", "dataset", "size", "want"), PUBLISHED)
+def test_the_paper_preset_takes_what_the_paper_sets_for_a_data_set(notebook, dataset, size, want):
+    run = start(notebook, {"preset": "paper", "dataset": dataset, "size": size})
+    assert {name: getattr(run.config, name) for name in want} == want
+    shown = {row[0]: row[1] for row in table(run.config, run.published)}
+    assert [shown[name] for name in run.published] == [
+        " x ".join(map(str, to)) if isinstance(to, tuple) else str(to) for to in run.published.values()
+    ]
+
+
+def test_shorter_presets_and_parameters_beat_what_a_paper_sets_for_a_data_set():
+    for preset in ("smoke", "quick", "gpu"):
+        run = start("drl_cifar", {"preset": preset, "dataset": "celeba"})
+        assert run.config == start("drl_cifar", {"preset": preset}).config
+        assert run.published["size"] == 64  # the table's first column still shows it
+    assert start("drl_cifar", {"preset": "paper", "dataset": "celeba", "batch": 7}).config.batch == 7
+
+
 def test_what_is_no_parameter_is_left_alone():
     def helper():
         pass
