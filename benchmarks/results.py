@@ -1,10 +1,11 @@
-"""Runs the long rows that the book commits: preset `paper`, one seed a process, into data/results/<notebook>.json.
+"""Runs the long rows that the book commits, one seed a process, into data/results/<notebook>.json.
 
     python benchmarks/results.py [--only drl_toy ml_toy] [--jobs 1]
 
-A finished run is kept under build/results and not run again while its notebook and the library are the same; an
-interrupted one goes on from its checkpoint. A file is written when every run of its notebook is there, and not at all
-where the code has changed since they started. Several of these may run side by side, each with notebooks of its own.
+The preset is `paper`, and `cpu` where the paper's scale needs a GPU. A finished run is kept under build/results and
+not run again while its notebook and the library are the same; an interrupted one goes on from its checkpoint. A file
+is written when every run of its notebook is there, and not at all where the code has changed since they started.
+Several of these may run side by side, each with notebooks of its own.
 """
 
 import argparse
@@ -41,8 +42,9 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
     "methods_toy": [({}, (0, 1, 2, 3, 4))],  # all four targets in a run; an interrupted one goes on method by method
     "coarse_to_fine_toy": [({}, tuple(range(5)))],
     "partition_toy": [({}, (0,))],  # one run holds all 20 repetitions of every bracket
+    "self_adversarial_images": [({"dataset": "fashion_mnist"}, (0, 1, 2))],
 }
-PRESET = "paper"
+PRESETS = {"self_adversarial_images": "cpu"}  # all others: paper
 PAPERMILL = (sys.executable, "-m", "papermill")
 LIMIT = 3600.0  # seconds that a seed may take
 HEARTBEAT = 10.0  # seconds between two notes of the time that a run has taken so far
@@ -60,6 +62,10 @@ class Run:
     @property
     def source(self) -> Path:
         return source(self.notebook)
+
+    @property
+    def preset(self) -> str:
+        return PRESETS.get(self.notebook, "paper")
 
     @property
     def name(self) -> str:
@@ -93,7 +99,7 @@ def code_hash(notebook: str) -> str:
 
 def settings_hash(run: Run) -> str:
     """Twelve hex digits over the resolved settings of a run and its data set."""
-    begun = settings.start(run.notebook, {"preset": PRESET, **dict(run.parameters)})
+    begun = settings.start(run.notebook, {"preset": run.preset, **dict(run.parameters)})
     return checkpoint.key_hash({"settings": asdict(begun.config), "dataset": begun.dataset})
 
 
@@ -118,7 +124,7 @@ def execute(run: Run) -> list[results.Row]:
         check_unchanged(run.notebook, run.code)  # else it would be kept under the hash of other code
         resume, new = interrupted(run), run.executed.with_suffix(".new.ipynb")
         command = [*PAPERMILL, "-k", "python3", "--no-progress-bar", str(run.source), str(new)]
-        command += ["-r", "preset", PRESET, "-p", "seed", str(run.seed), "-r", "run_dir", str(run.folder)]
+        command += ["-r", "preset", run.preset, "-p", "seed", str(run.seed), "-r", "run_dir", str(run.folder)]
         command += ["-p", "resume", str(resume)]
         for name, value in run.parameters:
             command += ["-p", name, str(value)]
