@@ -1,0 +1,180 @@
+"""The cells of self_adversarial_images in this process: its three losses, a training that diverges, its weights."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ebmlib import results, training
+
+ROOT = Path(__file__).resolve().parents[1]
+GIVEN = {"preset": "smoke", "device": "cpu", "dataset": "fashion_mnist"}
+
+
+def run_cells(until: str, **given) -> tuple[dict, str]:
+    """The globals after the code cells before the first that holds `until`, and the source of that one."""
+    cells = json.loads((ROOT / "notebooks" / "self_adversarial_images.ipynb").read_text())["cells"]
+    parameters, *rest = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    namespace: dict = {}
+    exec(parameters, namespace)
+    namespace |= GIVEN | given
+    for source in rest:
+        if until and until in source:
+            return namespace, source
+        exec(source, namespace)
+    if until:
+        raise LookupError(f"no cell holds {until}")
+    return namespace, ""
+
+
+@pytest.fixture(autouse=True)
+def in_process(tmp_path: Path, monkeypatch):
+    """A folder to run cells in, with figures and random numbers as they were afterwards."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
+        yield
+        pyplot.close("all")
+
+
+def same(one: dict, other: dict) -> bool:
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_three_losses_differ_by_the_noise_and_the_generator_term():
+    space, _ = run_cells("def train(")
+    torch.manual_seed(2)
+    x = torch.randn(8, 1, 16, 16, dtype=torch.float64)
+    net = space["ConvNet"](**space["shape"]).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(3)  # a new net is so flat that its chain hardly moves
+    space["latent"] = lambda n, rng: torch.randn(n, 1, 16, 16, generator=rng, dtype=torch.float64)
+
+    def of(kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        loss, _ = space["loss_of"](net, space[kind], torch.Generator().manual_seed(4), x)
+        return loss.detach(), torch.autograd.grad(loss, list(net.parameters()))
+
+    # By hand: gradient descent from the same start, as a function of the weights.
+    a, K = space["cfg"].step, space["cfg"].K
+    start = space["latent"](8, torch.Generator().manual_seed(4))
+    y = start.clone().requires_grad_(True)
+    for _ in range(K):
+        (slope,) = torch.autograd.grad(net(y).sum(), y, create_graph=True)
+        y = y - a * slope
+    critic = net(x).mean() - net(y.detach()).mean()
+    frozen = [p.detach().clone() for p in net.parameters()]
+    names = [name for name, _ in net.named_parameters()]
+    generator = torch.func.functional_call(net, dict(zip(names, frozen)), (y,)).mean()
+
+    free, free_grads = of("FREE")
+    both, both_grads = of("GENERATOR")
+    torch.testing.assert_close(free, critic.detach())
+    torch.testing.assert_close(both - free, generator.detach())
+    wanted = torch.autograd.grad(critic, list(net.parameters()), retain_graph=True)
+    extra = torch.autograd.grad(generator, list(net.parameters()), allow_unused=True)
+    assert max(float(g.abs().max()) for g in extra if g is not None) > 1e-6
+    for name, own, total, want, more in zip(names, free_grads, both_grads, wanted, extra):
+        torch.testing.assert_close(own, want, msg=name)
+        torch.testing.assert_close(total, want if more is None else want + more, msg=name)
+    noisy, _ = of("NOISY")
+    assert abs(noisy - free) > 1e-6
+
+
+def test_all_three_start_from_the_same_weights_and_see_the_same_data():
+    space, _ = run_cells("def load(", iterations=1, lr=0.0)
+    nets, seen = [], []
+    to_float = space["data"].to_float
+
+    class Kept:
+        to_float = staticmethod(lambda x: seen.append(x.clone()) or to_float(x))
+
+    space["data"] = Kept
+    for kind in space["PARTS"]:
+        nets.append(space["train"](kind)["weights"])
+    assert len(seen) == 3
+    for other in (1, 2):
+        assert torch.equal(seen[0], seen[other])
+        assert same(nets[0], nets[other])
+
+
+def test_a_training_that_diverges_is_judged_by_its_last_good_checkpoint():
+    space, _ = run_cells("def load(", iterations=60, lr=0.3)
+    found = space["train"](space["FREE"])
+    assert re.match(r"training diverged at iteration \d+: ", found["seen"])
+    assert 0 < found["iterations"] < 60
+    (place,) = Path("runs", "self_adversarial_images").glob("*/noise-free")
+    kept = sorted(place.glob("step-*"))[-1]
+    assert int(kept.stem.rpartition("-")[2]) == found["iterations"]
+    weights = training.load(kept)[0]["ema"]["net"]
+    assert same(weights, found["weights"])
+    assert max(found["history"]["step"]) <= int(re.search(r"iteration (\d+)", found["seen"])[1])
+
+
+def test_a_training_that_diverges_before_any_checkpoint_says_so():
+    space, _ = run_cells("def load(", iterations=400, lr=1e6)
+    with pytest.raises(training.Diverged, match="there is no checkpoint yet"):
+        space["train"](space["FREE"])
+
+
+def test_its_file_is_judged_again_to_the_same_numbers(tmp_path):
+    first, _ = run_cells("")
+    place = first["folder"].folder
+    (kept,) = place.glob("step-*")
+    assert json.loads((place / "run.json").read_text())["finished"]
+    again, _ = run_cells("", checkpoint=str(kept), run_dir=str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+    told = lambda rows: [row for row in rows if row.preset == "smoke"]
+    assert told(again["rows"]) == told(first["rows"])
+    assert len(told(first["rows"])) == 7
+
+
+def test_a_foreign_checkpoint_is_refused_before_anything_is_trained():
+    other = ROOT / "data" / "checkpoints" / "drl_fashion_mnist.safetensors"
+    with pytest.raises(ValueError, match=r"^checkpoint = '.*' does not hold the three trainings of this notebook$"):
+        run_cells("", checkpoint=str(other))
+    assert not Path("runs").exists()
+
+
+def test_an_interrupted_page_goes_on_where_it_stood():
+    """The first training done and saved, the second killed in the middle, the third not begun."""
+    whole, _ = run_cells("fig, axes = plots.panels(1, 3", iterations=4)
+    whole["folder"].close()
+    (place,) = Path("runs", "self_adversarial_images").iterdir()
+    info = json.loads((place / "run.json").read_text())
+    assert not info["finished"]
+    (kept,) = place.glob("step-*")
+    objects = training.load(kept)[0]
+    kept.unlink()
+    training.save(place / "step-00000001.safetensors", {"noisy": objects["noisy"]}, {"iteration": 1})
+    middle = place / "noise-free"
+    told = json.loads((middle / "run.json").read_text()) | {"finished": False}
+    (middle / "run.json").write_text(json.dumps(told))
+    (middle / "step-00000004.safetensors").unlink()
+    shutil.rmtree(place / "generator")
+    again, _ = run_cells("fig, axes = plots.panels(1, 3", iterations=4, resume=True)
+    assert list(again["finished"]) == list(whole["PARTS"].keys())
+    for kind in whole["PARTS"]:
+        assert same(again["finished"][kind]["weights"], whole["finished"][kind]["weights"]), kind
+    assert len(list(Path("runs", "self_adversarial_images").iterdir())) == 1
+    assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["generator", "noise-free", "noisy"]
+    again["folder"].close()
+
+
+def test_the_committed_rows_hold_three_seeds_of_each_training():
+    path = ROOT / "data" / "results" / "self_adversarial_images.json"
+    if not path.exists():
+        pytest.skip("no long rows are committed")
+    rows, _ = results.load(path)
+    for kind in ("noisy", "noise-free", "noise-free + generator loss"):
+        mine = [row for row in rows if row.name.startswith("FID") and row.name.endswith(f", {kind}")]
+        assert sorted(row.seed for row in mine if isinstance(row.seed, int)) == [0, 1, 2]
+        (mean,) = [row for row in mine if isinstance(row.seed, list)]
+        assert mean.se > 0
+        assert {row.preset for row in mine} == {"cpu"}
