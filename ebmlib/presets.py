@@ -300,7 +300,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
         {
             "smoke": PLAIN | {"filters": 4, "K": 3, "iterations": 3, "batch": 8, "samples": 16},
             "quick": PLAIN | {"filters": 8, "iterations": 250, "lr": 1e-3, "ema": 0.95, "samples": 512},
-            "cpu": PLAIN | {"filters": 16, "iterations": 4000, "ema": 0.99, "samples": 2048},
+            "cpu": PLAIN | {"filters": 16, "iterations": 1500, "ema": 0.99, "samples": 2048},
             "gpu": {"iterations": 2000, "samples": 2048},
             "paper": {},
         },
