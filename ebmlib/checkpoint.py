@@ -37,7 +37,7 @@ def save(path: str | Path, objects: Mapping[str, Any], meta: Mapping[str, Any] |
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     body = json.dumps({"format": FORMAT, "meta": dict(meta or {}), "objects": _pack(objects, tensors, "")})
-    header = {"ebmlib": body, "sha256": _digest(tensors, body)}
+    header = {"ebmlib": body, "sha256": digest(tensors, body)}
     _unshare(tensors)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -67,7 +67,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         tensors = safetensors_torch.load(data)
-        if _digest(tensors, header["ebmlib"]) != header["sha256"]:
+        if digest(tensors, header["ebmlib"]) != header["sha256"]:
             raise ValueError("its SHA-256 does not match")
         body = json.loads(header["ebmlib"])
         if body["format"] != FORMAT:
@@ -132,14 +132,15 @@ def _unpack(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     return items if kind == "list" else tuple(items)
 
 
-def _digest(tensors: Mapping[str, Tensor], body: str) -> str:
-    digest = hashlib.sha256(body.encode())
+def digest(tensors: Mapping[str, Tensor], body: str = "") -> str:
+    """SHA-256, in hexadecimal, of a text and of named tensors on the CPU: their names, types, shapes and bytes."""
+    total = hashlib.sha256(body.encode())
     for name in sorted(tensors):
         value = tensors[name]
-        digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
         if value.numel():
-            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+            total.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _reason(error: BaseException) -> str:

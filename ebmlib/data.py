@@ -242,17 +242,37 @@ def _download(kind: str, split: str, root: Path, timeout: float, hashes: Mapping
     scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
     try:
         for file, expected, addresses in _remote_files(kind, split, hashes):
-            if (root / file).exists():
-                verify(root / file, expected)
-                continue
-            part = scratch / Path(file).name
-            _watched(lambda a=addresses, p=part: _fetch(a, p, timeout), scratch, timeout)
-            if not part.exists() or file_hash(part, expected) != expected:
-                raise OSError(f"{part.name} arrived damaged: its hash is not {expected}")
-            (root / file).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part, root / file)
+            _obtain(root / file, expected, addresses, scratch, timeout)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fetch(address: str, file: Path, expected: str, timeout: float = 60.0) -> None:
+    """Download one file, unless it is there, into a folder that is made if need be; it appears only with its hash.
+
+    expected: its SHA-256 or MD5. OSError if it cannot be had, RuntimeError if what stands there is another file.
+    """
+    if file.exists():
+        return verify(file, expected)
+    print(f"Downloading {file.name} to {file.parent} (gives up after {timeout:g} s without data)", flush=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=file.parent))
+    try:
+        _obtain(file, expected, [address], scratch, timeout)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _obtain(file: Path, expected: str, addresses: list[str], scratch: Path, timeout: float) -> None:
+    if file.exists():
+        verify(file, expected)
+        return
+    part = scratch / file.name
+    _watched(lambda: _fetch(addresses, part, timeout), scratch, timeout)
+    if not part.exists() or file_hash(part, expected) != expected:
+        raise OSError(f"{part.name} arrived damaged: its hash is not {expected}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, file)
 
 
 def _fetch(addresses: list[str], path: Path, timeout: float) -> None:

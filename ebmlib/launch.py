@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebmlib import data, parallel, training
+from ebmlib import data, metrics, parallel, training
 
 
 class _Trained(BaseException):
@@ -93,6 +93,7 @@ def trained(cells: Sequence[str], name: str) -> Any:
         for module, attribute, new in (
             (training, "fit", _ending(training.fit)),
             (data, "images", _in_turn(data.images)),
+            (metrics, "best_extractor", _in_turn(metrics.best_extractor)),
             (shown, "display", _printed),
         ):
             stack.enter_context(_replaced(module, attribute, new))
@@ -140,14 +141,14 @@ def _ending(fit: Callable[..., Any]) -> Callable[..., Any]:
     return ending
 
 
-def _in_turn(images: Callable[..., Any]) -> Callable[..., Any]:
-    """`images`, on the first process before the others, so that a set is downloaded once."""
+def _in_turn(load: Callable[..., Any]) -> Callable[..., Any]:
+    """`load`, on the first process before the others, so that a set or a net's weights are downloaded once."""
 
-    @functools.wraps(images)
+    @functools.wraps(load)
     def in_turn(*args: Any, **kwargs: Any) -> Any:
         found: list[Any] = []
-        parallel.once(lambda: found.append(images(*args, **kwargs)))
-        return found[0] if found else images(*args, **kwargs)
+        parallel.once(lambda: found.append(load(*args, **kwargs)))
+        return found[0] if found else load(*args, **kwargs)
 
     return in_turn
 

@@ -1,35 +1,71 @@
-"""How good samples are: FID and KID on a net's features, MMD and mode coverage in the plane, nearest neighbors.
+"""How good samples are: FID, KID and IS on a net's features, MMD and mode coverage in the plane, nearest neighbors.
 
-FID or KID with anything but the standard Inception is never called plain: `fid_name` and `kid_name` say what it is.
+A score with anything but the standard Inception is never called plain: `fid_name` and its kin say what it is.
 """
 
+import importlib.util
+import inspect
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ebmlib import cache, checkpoint, data, results
 from ebmlib.core import evaluating
-from ebmlib.nets.features import FashionCNN, conversion, fashion_cnn, to_bytes
+from ebmlib.nets import inception as standard
+from ebmlib.nets.features import FashionCNN, conversion, fashion_cnn
+from ebmlib.nets.inception import Inception
 
 Extractor = nn.Module | str | None  # None: Fashion-CNN; "inception": the standard one; a module: (N, C, H, W) -> (N, d)
 
 
-# ---------------------------------------------------------------------------------------------- features of images
+# ---------------------------------------------------------------------------------------------- the net behind a score
 
 
-def inception() -> nn.Module:
-    """The standard FID Inception, uint8 (N, 3, H, W) -> (N, 2048). RuntimeError where it or its weights are missing."""
-    from torchmetrics.image.fid import NoTrainInceptionV3
+def inception(weights: str | Path | None = None, timeout: float = 60.0) -> Inception:
+    """FID's Inception with weights from a file; None: the standard ones, from where they stand, else downloaded.
 
+    A download goes to torch's hub folder and ends after `timeout` seconds without data. RuntimeError, one sentence,
+    where torch-fidelity or the weights are missing, or where a file of their name is another one.
+    """
+    need = "plain FID, KID and IS need torch-fidelity (pip install 'ebmlib[fid]') and its Inception weights"
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise RuntimeError(f"{need}: torch-fidelity is not installed.")
+    if weights is not None:
+        return Inception(weights)
+    places = standard.places()
+    file = next((place for place in places if place.is_file()), places[-1])
     try:
-        return NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-    except Exception as error:  # the package is not there, or its weights could not be downloaded
+        data.fetch(standard.URL, file, standard.SHA256, timeout)
+    except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise RuntimeError(
-            f"plain FID and KID need torch-fidelity (pip install 'ebmlib[fid]') and its Inception weights: {reason}."
-        ) from None
+        looked = ", ".join(str(place.parent) for place in places)
+        raise RuntimeError(f"{need}, {standard.NAME} from {standard.URL} in one of {looked}: {reason}.") from None
+    return Inception(file)
+
+
+class Choice(NamedTuple):
+    """net: the module that judges; why: one sentence that names it and says why it is this one."""
+
+    net: nn.Module
+    why: str
+
+
+def best_extractor(device: str | torch.device = "cpu", timeout: float = 60.0) -> Choice:
+    """On `device`: the standard Inception where it is here or can be downloaded (see `inception`), else Fashion-CNN."""
+    try:
+        net = inception(timeout=timeout)
+    except RuntimeError as error:
+        why = f"Judged by {FashionCNN.name}, and so named in every score: {error}"
+        return Choice(fashion_cnn(device=device), why)
+    return Choice(net.to(device), "Judged by the standard Inception, so that FID, KID and IS are the plain ones.")
+
+
+# ---------------------------------------------------------------------------------------------- features of images
 
 
 def features(net: Extractor, x: Tensor, batch: int = 256) -> Tensor:
@@ -38,23 +74,55 @@ def features(net: Extractor, x: Tensor, batch: int = 256) -> Tensor:
     net None: the bundled Fashion-CNN, which converts to gray 28 x 28; "inception": the standard net (RGB, 299 x 299);
     a module gets x as it is, in evaluation mode on its own device. ValueError for NaN in images or features.
     """
-    rgb = isinstance(net, str)
-    if not isinstance(net, nn.Module):
-        net = _loaded(net).to(x.device)
+    net = _loaded(net, x.device)
     device = next(net.parameters(), x).device
     with torch.no_grad(), evaluating(net):
-        prepared = ((to_bytes(part).expand(-1, 3, -1, -1) if rgb else part).to(device) for part in x.split(batch))
-        out = torch.cat([net(part).flatten(1).float().to(x.device) for part in prepared])
+        out = torch.cat([net(part.to(device)).flatten(1).float().to(x.device) for part in x.split(batch)])
     if not out.isfinite().all():
         raise ValueError(f"the features of {int((~out.isfinite()).any(1).sum())} of {len(x)} images are not finite.")
     return out
 
 
-def _loaded(net: str | None) -> nn.Module:
+def reference(images: Tensor, extractor: Extractor = None, batch: int = 256) -> Tensor:
+    """`features` of a data set, kept in the user's cache under statistics/ for the next time.
+
+    The key: SHA-256 of the images, of the net's weights and of the code that prepares images for it, and what moves
+    the last digits (batch, hardware, versions). Only Fashion-CNN and Inception are kept: their key tells all of them.
+    """
+    net = _loaded(extractor, images.device)
+    if type(net) not in (FashionCNN, Inception):
+        return features(net, images, batch)
+    compute = lambda: features(net, images, batch)
+    return cache.kept(data.cache_folder() / "statistics", _key(images, net, batch), compute).to(images.device)
+
+
+def _key(images: Tensor, net: nn.Module, batch: int) -> dict[str, Any]:
+    state = {name: value.cpu() for name, value in net.state_dict().items()}
+    packages = {dist.name: dist.version for dist in map(_package, ("torch", "torchmetrics", "torch-fidelity")) if dist}
+    code = map(inspect.getsource, (features, inspect.getmodule(FashionCNN), inspect.getmodule(Inception)))
+    switches = [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
+    return {
+        "kind": "features",
+        "images": checkpoint.digest({"images": images.cpu()}),
+        "extractor": net.name,
+        "weights": checkpoint.digest(state),
+        "code": checkpoint.digest({}, "".join(code)),
+        "packages": packages,
+        "computed": [batch, results.hardware(next(net.parameters()).device), *switches],
+    }
+
+
+def _package(name: str) -> metadata.Distribution | None:
+    return next(iter(metadata.distributions(name=name)), None)
+
+
+def _loaded(net: Extractor, device: torch.device) -> nn.Module:
+    if isinstance(net, nn.Module):
+        return net
     if net is None:
-        return fashion_cnn()
+        return fashion_cnn(device=device)
     if net == "inception":
-        return inception()
+        return inception().to(device)
     raise ValueError(f'the feature net must be None (Fashion-CNN), "inception" or a module, got {net!r}.')
 
 
@@ -71,15 +139,22 @@ def kid_name(extractor: Extractor = None, shape: tuple[int, ...] | None = None) 
     return _name("KID", extractor, shape)
 
 
-def _name(metric: str, extractor: Extractor, shape: tuple[int, ...] | None) -> str:
+def is_name(extractor: Extractor = None, shape: tuple[int, ...] | None = None) -> str:
+    """The name of this inception score, such as "IS (Fashion-CNN classes)", as in `fid_name`."""
+    return _name("IS", extractor, shape, "classes")
+
+
+def _name(metric: str, extractor: Extractor, shape: tuple[int, ...] | None, what: str = "features") -> str:
     if isinstance(extractor, str) and extractor == "inception":
+        return metric
+    if isinstance(extractor, Inception) and extractor.standard:
         return metric
     if not isinstance(extractor, nn.Module | None):
         raise ValueError(f'the feature net must be None (Fashion-CNN), "inception" or a module, got {extractor!r}.')
     net = FashionCNN.name if extractor is None else getattr(extractor, "name", type(extractor).__name__)
     is_ours = extractor is None or isinstance(extractor, FashionCNN)
     done = conversion(tuple(shape)) if shape is not None and is_ours else ""
-    return f"{metric} ({net} features{f', images {done}' if done else ''})"
+    return f"{metric} ({net} {what}{f', images {done}' if done else ''})"
 
 
 class _Given(nn.Module):
@@ -160,6 +235,56 @@ def _kid(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
             metric.reset()
             metric.update(pair[0], real=True)
             metric.update(pair[1], real=False)
+            values.append(metric.compute()[0])
+    return torch.stack(values)
+
+
+def inception_score(
+    x: Tensor, extractor: Extractor = None, *, splits: int = 10, rng: torch.Generator | None = None
+) -> tuple[float, float]:
+    """exp E_x KL(p(y | x), p(y)) of an extractor's classes (Salimans et al., 2016): mean over splits, standard error.
+
+    x: images (N, C, H, W), or their `features`. A module without `classes` gives the logits itself. From 1 to the
+    number of classes; biased downward, by more the smaller a split. The splits are random, disjoint, equal in size and
+    each has its own p(y). Papers print the standard deviation over 10 splits, sqrt(10) times this standard error.
+    """
+    logits = _logits(x, extractor)
+    size = len(logits) // max(splits, 1)
+    if splits < 2 or size < 2:
+        raise ValueError(f"inception_score needs 2 or more splits of 2 or more images, got {splits} of {len(x)}.")
+    logits = logits[_shuffled(len(logits), rng)[: splits * size]]
+    values = _inception_score(logits.split(size))
+    return values.mean().item(), (values.std() / splits**0.5).item()
+
+
+def _logits(x: Tensor, extractor: Extractor) -> Tensor:
+    """Log-probabilities of the classes (N, C), float64 on the CPU, none below -600: exp of that is still a number."""
+    net = _loaded(extractor, x.device)
+    found = x if x.ndim == 2 else features(net, x)
+    if hasattr(net, "classes"):
+        if found.shape[1] != net.num_features:
+            raise ValueError(f"{net.name} has {net.num_features} features, got {found.shape[1]}.")
+        with torch.no_grad(), evaluating(net):
+            found = net.classes(found.to(next(net.parameters())))
+    found = found.detach().double().cpu().log_softmax(1)
+    if found.isnan().any():
+        raise ValueError(f"the class logits of {int(found.isnan().any(1).sum())} of {len(x)} images are no numbers.")
+    return found.clamp(min=-600)
+
+
+def _inception_score(splits: Sequence[Tensor]) -> Tensor:
+    """The score of each split by torchmetrics, from log-probabilities (n, C)."""
+    from torchmetrics.image.inception import InceptionScore
+
+    values = []
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # compute() shuffles with the global generator
+        warnings.filterwarnings("ignore", message="Metric `InceptionScore` will save all")
+        warnings.filterwarnings("ignore", message="std\\(\\): degrees of freedom")  # over the one split it is given
+        metric = InceptionScore(feature=_Given(splits[0].shape[1]), splits=1).set_dtype(torch.float64)
+        torch.default_generator.manual_seed(0)  # its order moves the last digits
+        for split in splits:
+            metric.reset()
+            metric.update(split)
             values.append(metric.compute()[0])
     return torch.stack(values)
 

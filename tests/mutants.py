@@ -51,6 +51,9 @@ PARALLEL = tuple(
     f"test_parallel.py::test_{name}"
     for name in ("two_processes_end_with_the_weights_of_one", "a_run_goes_on_with_another_number_of_processes")
 )
+CACHE, SCORE = ("test_cache.py",), ("test_metrics.py::test_the_score_is_the_mean_over_equal_splits",)
+NEVER_COME = ("test_metrics.py::test_classes_that_never_come_do_not_count",)
+REFERENCE = ("test_metrics.py::test_a_reference_to_anything_else_never_hits",)
 SETTINGS, TRAINING = ("test_settings.py",), ("test_training.py::test_ema_against_the_closed_form",)
 
 MUTANTS = [
@@ -749,6 +752,21 @@ MUTANTS = [
         "2 - 4 * t**2 + 2 * t**3",
         ("test_partition.py::test_interpolation_is_exact_for_quadratics_and_of_third_order",),
     ),
+    Slip("the score's spread is no error", "metrics.py", "values.std() / splits**0.5", "values.std()", SCORE),
+    Slip(
+        "p(y) is that of all splits",
+        "metrics.py",
+        "_inception_score(logits.split(size))",
+        "_inception_score([logits] * splits)",
+        SCORE,
+    ),
+    Slip("classes that never come are NaN", "metrics.py", "found.clamp(min=-600)", "found", NEVER_COME),
+    Slip(
+        "a reference forgets the images", "metrics.py", '{"images": images.cpu()}', '{"n": images[:1].cpu()}', REFERENCE
+    ),
+    Slip("a reference forgets the weights", "metrics.py", "checkpoint.digest(state)", '""', REFERENCE),
+    Slip("a reference forgets the batch", "metrics.py", '"computed": [batch, ', '"computed": [', REFERENCE),
+    Slip("the cache trusts a file's name", "cache.py", 'meta.get("key") != key or not', "not", CACHE),
 ]
 
 

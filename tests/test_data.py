@@ -582,6 +582,27 @@ def test_broken_download_leaves_nothing(home, server, monkeypatch, why):
     assert not list((home / "cache/ebmlib").iterdir())
 
 
+def test_one_file_is_fetched_once_and_only_whole(home, server, capsys):
+    address, files = server
+    files["weights"] = content = bytes(3000)
+    file, sha256 = home / "new" / "folder" / "weights", hashlib.sha256(content).hexdigest()
+    for why in ("stall", "damaged", "absent"):
+        expected = sha256[::-1] if why == "damaged" else sha256
+        with pytest.raises(OSError, match=r"no data for 1 s|timed out|arrived damaged|404"):
+            data.fetch(f"{address}/{why}/{'other' if why == 'absent' else 'weights'}", file, expected, timeout=1.0)
+        assert list(file.parent.iterdir()) == []
+    capsys.readouterr()
+    data.fetch(f"{address}/weights", file, sha256)
+    assert [path.read_bytes() for path in file.parent.iterdir()] == [content]
+    assert capsys.readouterr().out == f"Downloading weights to {file.parent} (gives up after 60 s without data)\n"
+    files.clear()
+    data.fetch(f"{address}/weights", file, sha256)  # it is here
+    assert capsys.readouterr().out == ""
+    file.write_bytes(b"some other weights")
+    with pytest.raises(RuntimeError, match=f"{file} is damaged"):
+        data.fetch(f"{address}/weights", file, sha256)
+
+
 def test_unwritable_folder(home, server):
     (home / "own").write_text("a file where a folder should be")
     with pytest.raises(FileNotFoundError) as caught:

@@ -33,6 +33,13 @@ def noise_images(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, shape, generator=generator(seed), dtype=torch.uint8)
 
 
+@pytest.fixture(autouse=True)
+def statistics(tmp_path, monkeypatch):
+    """The folder of kept features, in a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "ebmlib" / "statistics"
+
+
 @pytest.fixture(scope="module")
 def garments() -> torch.Tensor:
     return data.images("fashion_mnist", "test")[0]
@@ -155,6 +162,10 @@ def test_names_say_which_features_they_are():
     assert metrics.kid_name(FashionCNN()) == "KID (Fashion-CNN features)"
     assert metrics.fid_name("inception") == "FID"
     assert metrics.fid_name(own) == metrics.fid_name(own, (3, 32, 32)) == "FID (Flatten features)"
+    assert metrics.is_name() == metrics.is_name(fashion_cnn(), (1, 28, 28)) == "IS (Fashion-CNN classes)"
+    assert metrics.is_name("inception") == "IS"
+    assert metrics.is_name(own) == "IS (Flatten classes)"
+    assert metrics.is_name(None, (3, 28, 28)) == "IS (Fashion-CNN classes, images gray)"
     assert metrics.fid_name(None, (1, 32, 32)) == "FID (Fashion-CNN features, images cropped to 28 x 28)"
     assert metrics.fid_name(None, (3, 32, 32)) == "FID (Fashion-CNN features, images gray, resized to 28 x 28)"
     assert [conversion(s) for s in ((1, 28, 28), (8, 3, 28, 28), (1, 64, 64))] == ["", "gray", "resized to 28 x 28"]
@@ -163,17 +174,87 @@ def test_names_say_which_features_they_are():
             use("vgg")
 
 
-def test_plain_fid_needs_the_standard_net():
-    pytest.importorskip("torchmetrics")
-    try:
-        import torch_fidelity  # noqa: F401
-    except ImportError:
-        x = noise_images(2, 3, 32, 32)
-        with pytest.raises(RuntimeError, match=r"need torch-fidelity \(pip install 'ebmlib\[fid\]'\)") as caught:
-            metrics.fid(x, x, "inception")
-        assert "\n" not in str(caught.value)
-    else:
-        pytest.skip("torch-fidelity is here; its weights may be downloaded")
+# ---------------------------------------------------------------------------------------------- kept features
+
+
+def test_a_reference_is_the_features_bit_for_bit(garments, statistics):
+    x = garments[:300]
+    expected, net, seen = metrics.features(None, x), fashion_cnn(), []
+    net.register_forward_pre_hook(lambda *_: seen.append(1))
+    assert metrics.reference(x, net).equal(expected)
+    assert len(seen) == 2, "two batches were computed"
+    (file,) = statistics.iterdir()
+    assert metrics.reference(x, net).equal(expected)
+    assert metrics.reference(x).equal(expected)  # None is the same net
+    assert len(seen) == 2, "and nothing since"
+    assert list(statistics.iterdir()) == [file]
+    fake = garments[300:600]
+    assert metrics.fid(metrics.reference(x), fake) == metrics.fid(x, fake)
+
+
+def changed_weight() -> FashionCNN:
+    net = fashion_cnn()
+    net.classes.bias[0] = torch.nextafter(net.classes.bias[0], torch.tensor(math.inf))
+    return net
+
+
+def one_bit(x: torch.Tensor) -> torch.Tensor:
+    """The images with the lowest bit of one pixel turned."""
+    x = x.clone()
+    x[7, 0, 9, 9] ^= 1
+    return x
+
+
+CHANGED = {
+    "one pixel": lambda x: {"images": one_bit(x)},
+    "one image less": lambda x: {"images": x[:-1]},
+    "other images": lambda x: {"images": x.flip(0)},
+    "another size": lambda x: {"images": nn.functional.pad(x, (2, 2, 2, 2))},
+    "another shape, the same bytes": lambda x: {"images": x.reshape(-1, 1, 14, 56)},
+    "another type": lambda x: {"images": data.to_float(x)},
+    "one weight": lambda x: {"images": x, "extractor": changed_weight()},
+    "another batch": lambda x: {"images": x, "batch": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_reference_to_anything_else_never_hits(garments, statistics, change):
+    x = garments[:40]
+    metrics.reference(x)
+    other = CHANGED[change](x)
+    found = metrics.reference(**other)
+    assert len(list(statistics.iterdir())) == 2
+    assert found.equal(metrics.features(other.get("extractor"), other["images"], other.get("batch", 256)))
+
+
+def test_other_code_never_hits(garments, statistics, monkeypatch):
+    metrics.reference(garments[:40])
+    monkeypatch.setattr(metrics, "features", lambda net, x, batch: net(x) + 1)
+    expected = fashion_cnn()(garments[:40]) + 1
+    assert metrics.reference(garments[:40]).equal(expected)
+    assert len(list(statistics.iterdir())) == 2
+
+
+def test_a_damaged_reference_is_computed_anew(garments, statistics):
+    expected = metrics.reference(garments[:40])
+    (file,) = statistics.iterdir()
+    blob = bytearray(file.read_bytes())
+    blob[-2] ^= 4
+    file.write_bytes(blob)
+    with pytest.warns(UserWarning, match="computed anew: .* is damaged or not a checkpoint"):
+        assert metrics.reference(garments[:40]).equal(expected)
+    assert metrics.reference(garments[:40]).equal(expected)
+
+
+def test_a_net_of_ones_own_is_not_kept(statistics):
+    class Louder(FashionCNN):  # the weights do not tell what its code does
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    x = noise_images(4, 1, 28, 28)
+    for net in (nn.Flatten(), Louder()):
+        assert metrics.reference(x, net).equal(metrics.features(net, x))
+    assert not statistics.exists()
 
 
 # ---------------------------------------------------------------------------------------------- FID
@@ -292,6 +373,114 @@ def test_feature_sets_that_do_not_fit_are_refused(metric):
         metric(normal(70, 4), normal(70, 5))
     with pytest.raises(ValueError, match="at least 2 real and 2 fake samples are needed, got 70 and 1"):
         metric(normal(70, 4), normal(1, 4))
+
+
+# ---------------------------------------------------------------------------------------------- inception score
+
+
+def certain(y: torch.Tensor, classes: int) -> torch.Tensor:
+    """Logits of a predictor that gives class y all of the probability."""
+    return torch.log(nn.functional.one_hot(y, classes).double())
+
+
+def unshuffled(x: torch.Tensor, seed: int) -> torch.Tensor:
+    """Rows in the order that the shuffle of a generator of this seed turns into x."""
+    return x[torch.randperm(len(x), generator=generator(seed)).argsort()]
+
+
+@pytest.mark.parametrize("classes", [2, 7, 1008])
+def test_a_certain_predictor_of_every_class_scores_their_number(classes):
+    logits = unshuffled(certain(torch.arange(2 * classes) % classes, classes), seed=3)  # each split has every class
+    assert metrics.inception_score(logits, nn.Flatten(), splits=2, rng=generator(3)) == pytest.approx((classes, 0))
+    # As images, in the float32 that `features` returns, and with finite logits
+    sure = logits.clamp(min=-1e4)[:, :, None, None]
+    assert metrics.inception_score(sure, nn.Flatten(), splits=2, rng=generator(3)) == pytest.approx((classes, 0))
+
+
+def test_classes_that_never_come_do_not_count():
+    logits = unshuffled(certain(torch.arange(30) % 3, 5), seed=1)
+    assert metrics.inception_score(logits, nn.Flatten(), splits=5, rng=generator(1)) == pytest.approx((3, 0))
+
+
+def test_a_constant_prediction_scores_one():
+    for row in (normal(6), certain(torch.tensor(2), 6)):
+        score = metrics.inception_score(row.expand(40, 6), nn.Flatten(), splits=4)
+        assert score == pytest.approx((1, 0), abs=1e-12)
+
+
+def test_the_score_of_given_probabilities_by_hand():
+    # Half say (p, 1 - p), half (1 - p, p): p(y) is uniform, and IS = 2 p^p (1 - p)^(1 - p).
+    p = 0.8
+    rows = torch.tensor([[p, 1 - p], [1 - p, p]], dtype=torch.float64).log().repeat(10, 1)
+    found = metrics.inception_score(unshuffled(rows, seed=5), nn.Flatten(), splits=2, rng=generator(5))
+    assert found == pytest.approx((2 * p**p * (1 - p) ** (1 - p), 0), abs=1e-12)
+
+
+def test_the_score_is_the_mean_over_equal_splits():
+    logits = 3 * normal(47, 6, seed=2)  # two of them are left out
+    p = logits[torch.randperm(47, generator=generator(4))[:45]].softmax(1).numpy().reshape(3, 15, 6)
+    marginal = p.mean(1, keepdims=True)
+    parts = np.exp((p * np.log(p / marginal)).sum(2).mean(1))
+    found = metrics.inception_score(logits, nn.Flatten(), splits=3, rng=generator(4))
+    assert found == pytest.approx((parts.mean(), parts.std(ddof=1) / math.sqrt(3)), rel=1e-10)
+
+
+def test_the_score_is_that_of_torchmetrics():
+    from torchmetrics.image.inception import InceptionScore
+
+    logits = 2 * normal(80, 10, seed=6)
+    metric = InceptionScore(feature=nn.Identity(), splits=4).set_dtype(torch.float64)
+    metric.update(logits)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        mean, std = metric.compute()
+    found = metrics.inception_score(logits, nn.Flatten(), splits=4, rng=generator(7))  # the same shuffle
+    assert found == pytest.approx((mean.item(), std.item() / 2), rel=1e-9)
+
+
+def test_the_scores_error_is_honest():
+    runs = 200
+    found = np.array(
+        [
+            metrics.inception_score(2 * normal(200, 5, seed=s), nn.Flatten(), splits=8, rng=generator(s))
+            for s in range(runs)
+        ]
+    )
+    ratio = np.sqrt((found[:, 1] ** 2).mean()) / found[:, 0].std(ddof=1)
+    assert 0.85 < ratio < 1.18  # 200 runs know the spread to 5 %
+
+
+def test_the_score_of_garments_is_that_of_fashion_cnns_classes(garments):
+    x, net = garments[:1000], fashion_cnn()
+    score, se = metrics.inception_score(x, rng=generator(1))
+    with torch.no_grad():
+        logits = net.logits(x)
+    given = (score, se)
+    assert metrics.inception_score(logits, nn.Flatten(), rng=generator(1)) == pytest.approx(given, rel=1e-5)
+    for other in (metrics.features(None, x), metrics.reference(x), data.to_float(x)):
+        assert metrics.inception_score(other, rng=generator(1)) == pytest.approx(given, rel=1e-5)
+    assert 1 < score < 10  # ten classes, most of them told apart
+    shoes = x[data.labels("fashion_mnist", "test")[:1000] == 9]
+    assert metrics.inception_score(shoes, splits=4, rng=generator(1))[0] < score / 3  # one class alone
+
+
+def test_the_score_leaves_the_global_generator_alone():
+    logits = normal(64, 4, seed=1)
+    state = torch.get_rng_state()
+    first = metrics.inception_score(logits, nn.Flatten(), rng=generator(3), splits=4)
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(99)
+    assert metrics.inception_score(logits, nn.Flatten(), rng=generator(3), splits=4) == first
+
+
+def test_what_has_no_score_is_refused():
+    for splits, n in ((1, 40), (0, 40), (10, 19)):
+        with pytest.raises(ValueError, match=f"2 or more splits of 2 or more images, got {splits} of {n}"):
+            metrics.inception_score(normal(n, 4), nn.Flatten(), splits=splits)
+    with pytest.raises(ValueError, match="Fashion-CNN has 64 features, got 10"):
+        metrics.inception_score(normal(40, 10))
+    with pytest.raises(ValueError, match="class logits of 1 of 40 images are no numbers"):
+        metrics.inception_score(normal(40, 4).index_fill(0, torch.tensor(3), math.nan), nn.Flatten())
 
 
 # ---------------------------------------------------------------------------------------------- MMD

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -244,6 +245,7 @@ def in_process(tmp_path: Path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # first set, so that what the cells leave is undone, too
     with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
@@ -290,19 +292,48 @@ def test_deterministic_reaches_the_loop(in_process, wanted: bool):
     assert torch.are_deterministic_algorithms_enabled() is False
 
 
-def test_the_fid_of_the_trained_net_stands_beside_the_papers_own(in_process):
-    """Also in the committed rows; the untrained net has no counterpart, and KID is not in the paper."""
+def test_the_papers_numbers_stand_beside_rows_of_its_own_net_and_data_alone(in_process):
+    """Beside no row of ours, then; and what the notebook would print is what the page of the paper's tables has."""
     namespace, _ = run_cells("results.show", **SMOKE, T=1, K=1, iterations=1, samples=2048)
     committed, _ = results.load(ROOT / "data" / "results" / "drl_cifar.json")
-    for rows in (namespace["judged"], committed):
-        paper = {row.name: (row.paper, row.source) for row in rows}
-        kept = [name for name, (number, _) in paper.items() if number is not None]
-        assert [name.partition(" ")[0] for name in kept] == ["FID"]
-        assert kept[0].endswith(", trained")
-        assert len(paper) == 4
-        number, source = paper[kept[0]]
-        assert number == 9.60
-        assert source.startswith("Table 1: CIFAR-10, Inception features; other data and extractor")
+    kinds = lambda rows: [(row.name.partition(" ")[0], row.name.rpartition(" ")[2]) for row in rows]
+    labels = ("trained", "untrained")
+    assert kinds(namespace["judged"]) == [(metric, label) for label in labels for metric in ("KID", "FID", "IS")]
+    assert kinds(committed) == [(metric, label) for label in labels for metric in ("KID", "FID")]
+    assert {row.paper for row in (*namespace["judged"], *committed)} == {None}
+
+    tables = tomllib.loads((ROOT / "book" / "papers" / "drl.toml").read_text())["table"]
+    told = {row["name"]: row["values"] for row in next(t for t in tables if t["source"] == "Table 2")["row"]}
+    numbers = lambda *given: [found.get("paper") for found in namespace["printed"](*given)]
+    for T, K in namespace["table2"]:
+        expected = [float(value.partition(" ")[0]) for value in told[f"T = {T}, K = {K}"]]
+        assert numbers("inception", "cifar10", (3, 32, 32), T, K) == expected
+        for other in (
+            (None, "cifar10", (3, 32, 32)),
+            ("inception", "svhn", (3, 32, 32)),
+            ("inception", "cifar10", (3, 16, 16)),
+        ):
+            assert numbers(*other, T, K) == [None, None]
+    assert numbers("inception", "cifar10", (3, 32, 32), 6, 20) == [None, None]
+
+
+@pytest.mark.parametrize("preset", ["quick", "gpu"])
+def test_the_long_presets_say_which_net_judges_before_they_train(
+    in_process, tmp_path, monkeypatch, capsys, preset: str
+):
+    """Without weights and without a network that is Fashion-CNN."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    namespace, _ = run_cells("noise_to", preset=preset, dataset="fashion_mnist", device="cpu")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Judged by ")]
+    if preset == "quick":
+        assert said == []
+        assert namespace["extractor"] is None
+    else:
+        assert len(said) == 1
+        assert said[0].startswith("Judged by Fashion-CNN, and so named in every score: plain FID, KID and IS need ")
+        assert namespace["metrics"].fid_name(namespace["extractor"]) == "FID (Fashion-CNN features)"
 
 
 @pytest.mark.parametrize(("given", "every"), [({}, 40), ({"iterations": 3}, 1), ({"iterations": 9000}, 250)])

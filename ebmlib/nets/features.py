@@ -92,11 +92,16 @@ class FashionCNN(nn.Module):
         return self.classes(self(x))
 
 
-def find_weights() -> Path:
-    """The bundled weights: under EBM_DATA, the checkout's data/ or the user's cache, in this order."""
+def weight_places(file: Path) -> list[Path]:
+    """Where a file of weights may stand: under EBM_DATA, the checkout's data/ and the user's cache, in this order."""
     own, cache = os.environ.get("EBM_DATA"), os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     roots = [Path(own).expanduser()] if own else []
-    places = [root / WEIGHTS for root in (*roots, Path(__file__).resolve().parents[2] / "data", Path(cache) / "ebmlib")]
+    return [root / file for root in (*roots, Path(__file__).resolve().parents[2] / "data", Path(cache) / "ebmlib")]
+
+
+def find_weights() -> Path:
+    """The bundled weights, at the first of their `weight_places`; FileNotFoundError names all of them."""
+    places = weight_places(WEIGHTS)
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise FileNotFoundError(
