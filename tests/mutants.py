@@ -430,6 +430,15 @@ MUTANTS = [
         "h = self.stem(self.gain * (x - x.mean(0)))",
         NETS,
     ),
+    Slip(
+        "no swish in the ConvNet",
+        "nets/energies.py",
+        "for layer in self.body:\n            x = F.silu(layer(x))",
+        "for layer in self.body:\n            x = layer(x)",
+        NETS,
+    ),
+    Slip("a short preset takes the paper's", "settings.py", 'if preset == "paper" else {}', "", SETTINGS),
+    Slip("the first size of a data set always", "settings.py", 'entry.get("size") == size', "True", SETTINGS),
     Slip("the gain is forgotten", "nets/energies.py", "self.stem(self.gain * x)", "self.stem(x)", NETS),
     Slip("no ReLU before the sum", "nets/energies.py", "h = F.relu(h).to(", "h = h.to(", NETS),
     Slip(
@@ -503,8 +512,8 @@ MUTANTS = [
     Slip(
         "a preset beats the parameters",
         "settings.py",
-        "{**presets[preset], **chosen}",
-        "{**chosen, **presets[preset]}",
+        "**presets[preset], **chosen})",
+        "**chosen, **presets[preset]})",
         SETTINGS,
     ),
     Slip(
