@@ -324,6 +324,28 @@ class SelfAdversarialImages:
 
 
 @dataclass(frozen=True)
+class DRLInterpolation:
+    """Settings of `drl_interpolation` (section 4.1, Figures 5 and 8 to 10); net and chains are the checkpoint's."""
+
+    way: str = value("arc", "sphere", None, "section 4.1; whose angle is not said", allowed=("arc", "angle"))
+    steps: int = value(9, source="images a row, both ends among them; an odd number", low=3)
+    pairs: int = value(64, source="of samples, each with its path", low=2)
+    at_once: int = value(4, source="pairs whose paths are sampled together", low=1)
+    own_iterations: int = value(0, source="of a net of the checkpoint's shape trained here; 0 trains none", low=0)
+    batch: int = value(32, source="of that training, as in `drl_cifar` at preset cpu", low=1)
+    lr: float = value(1e-3, source="of that training, with a half cosine to 0", low=0)
+    warmup: int = value(50, low=0)
+    ema: float = value(0.98, low=0, below=1)
+    clip_norm: float = value(1.0, source="gradient norm", low=0)
+
+    def implied(self, given: Mapping[str, Any]) -> "DRLInterpolation":
+        """A row with a middle."""
+        if self.steps % 2 == 0:
+            raise ValueError(f"steps = {self.steps}: allowed is an odd number of at least 3, so that there is a middle")
+        return self
+
+
+@dataclass(frozen=True)
 class PartitionToy:
     """Settings of `partition_toy`; the paper's column is Appendix A.4 and section 4.2 of recovery likelihood."""
 

@@ -5,6 +5,7 @@ from typing import Any
 from ebmlib.chapters import (
     DRL,
     CoarseToFineToy,
+    DRLInterpolation,
     DRLToy,
     ImprovedCDToy,
     LangevinToy,
@@ -302,6 +303,15 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
             "quick": PLAIN | {"filters": 8, "iterations": 250, "lr": 1e-3, "ema": 0.95, "samples": 512},
             "cpu": PLAIN | {"filters": 16, "iterations": 1500, "ema": 0.99, "samples": 2048},
             "gpu": {"iterations": 2000, "samples": 2048},
+            "paper": {},
+        },
+    ),
+    "drl_interpolation": (
+        DRLInterpolation,
+        {
+            "smoke": {"steps": 3, "pairs": 2, "at_once": 2, "own_iterations": 2, "batch": 4, "warmup": 1},
+            "quick": {"pairs": 16, "at_once": 16, "own_iterations": 150},
+            "gpu": {"steps": 17, "pairs": 256, "at_once": 64, "own_iterations": 1000},
             "paper": {},
         },
     ),

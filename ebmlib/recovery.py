@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebmlib import parallel
 from ebmlib.core import Energy, expand, flat_sum
-from ebmlib.samplers import Pair, langevin, noise_like
+from ebmlib.samplers import Noise, Pair, langevin, noise_like
 
 VARIANTS = ("code", "text")
 
@@ -167,12 +167,13 @@ def progressive(
     K: int,
     *,
     noise: float = 0.99,
-    rng: torch.Generator | None = None,
+    rng: Noise = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Algorithm 2: from x_T ~ N(0, I) of shape (B, *S) down the levels to x_0, K Langevin steps a level.
 
     `noise` scales the Langevin noise (.99 in the release at test time, 1 in the text). `callback(t, x_t)` sees all.
+    `rng` may be a function that gives the noise of every step, as in `langevin`.
     """
     for level in reversed(range(tables.T)):
         t = torch.full((len(x),), level, dtype=torch.long, device=x.device)

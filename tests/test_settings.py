@@ -206,6 +206,12 @@ BAD = {
         "multipliers = '[1, 2]': allowed is a list of positive whole numbers, from papermill by -y 'multipliers: "
         "[1, 2]'",
     ),
+    "even steps": (
+        "drl_interpolation",
+        {"steps": 4},
+        "steps = 4: allowed is an odd number of at least 3, so that there is a middle",
+    ),
+    "line": ("drl_interpolation", {"way": "line"}, "way = 'line': allowed are 'arc', 'angle'"),
     "no list": ("drl_cifar", {"multipliers": 2}, "multipliers = 2: allowed is a list of positive whole numbers"),
     "bools": ("drl_toy", {"multipliers": [True]}, "multipliers = [True]: allowed is a list of positive whole numbers"),
     "device": ("drl_toy", {"device": 0}, "device = 0: allowed is a text or None"),
