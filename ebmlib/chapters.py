@@ -271,6 +271,7 @@ class DRL:
     K: int = value(30, 30, 30, "section 4; 0 at T = 1000", low=0)
     b2: float = value(2e-4, "b = .0002", 2e-4, "section 4; delta^2 = c^2 b2 sigma^2", low=0)
     variant: str = value("code", "text", "code", "Eqs. 15 to 17 against the release", allowed=("code", "text"))
+    objective: str = value("recovery", "recovery", "recovery", "Table 2 has both", allowed=("recovery", "dsm"))
     size: int = value(32, 32, 32, "Table 4", low=8)
     width: int = value(128, 128, 128, "Table 4", low=4)
     multipliers: tuple[int, ...] = value((1, 2, 2, 2), (1, 2, 2, 2), (1, 2, 2, 2), "Table 4")
@@ -297,6 +298,9 @@ class DRL:
         """
         if self.K == 0 and self.T != 1000:
             raise ValueError(f"K = 0 with T = {self.T}: the normal approximation is for T = 1000, else K is at least 1")
+        if self.objective == "dsm" and (self.T != 1000 or given.get("K")):
+            steps = f"T = {self.T}" + f" and K = {self.K}" * bool(given.get("K"))
+            raise ValueError(f"objective = 'dsm' with {steps}: denoising score matching is for T = 1000 and K = 0")
         implied = {"K": 0} if self.T == 1000 else {}
         if self.variant == "text":
             implied |= {"b2": 4e-8, "noise": 1.0, "head": "dense"}

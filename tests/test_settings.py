@@ -87,6 +87,18 @@ def test_a_thousand_levels_bring_the_normal_approximation():
         start("drl_cifar", {"K": 0})
 
 
+def test_score_matching_is_for_a_thousand_levels_without_chains():
+    assert start("drl_cifar", {"preset": "paper"}).config.objective == "recovery"
+    run = start("drl_cifar", {"T": 1000, "objective": "dsm"}).config
+    assert (run.objective, run.K) == ("dsm", 0)
+    assert start("drl_cifar", {"T": 1000, "K": 0, "objective": "dsm"}).config == run
+    says = "denoising score matching is for T = 1000 and K = 0$"
+    with pytest.raises(ValueError, match=rf"^objective = 'dsm' with T = 6: {says}"):
+        start("drl_cifar", {"objective": "dsm"})
+    with pytest.raises(ValueError, match=rf"^objective = 'dsm' with T = 1000 and K = 5: {says}"):
+        start("drl_cifar", {"T": 1000, "K": 5, "objective": "dsm"})
+
+
 @pytest.mark.parametrize("preset", ["quick", "cpu", "paper"])
 def test_the_variant_text_brings_what_the_text_prints(preset):
     text = start("drl_cifar", {"preset": preset, "variant": "text", "b2": None}).config
