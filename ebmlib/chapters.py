@@ -308,6 +308,37 @@ class DRL:
 
 
 @dataclass(frozen=True)
+class DRLLongRun:
+    """Settings of `drl_long_run`: T1k on CIFAR-10 (section 4.2, Tables 4 and 5). Its code was released in part."""
+
+    hmc_steps: tuple[int, ...] = value(
+        (1, 10, 100), (1, 10, 100), None, "Figure 7: steps a level, the first the normal approximation"
+    )
+    L: int = value(2, 2, 2, "section 4.2: leapfrog steps", low=1)
+    chains: int = value(1000, source="of each long run; Figure 6 shows the estimate over their number", low=16)
+    pilots: int = value(1000, 1000, None, "section 4.2: chains that adapt the steps", low=16)
+    tune_K: int = value(100, 100, None, "section 4.2: HMC steps between two changes of the step", low=1)
+    stride: int = value(1, 1, None, "section 4.2: every level is adapted", low=1)
+    tests: int = value(10_000, 10_000, None, "test images for bits per dimension", low=32)
+    check_chains: int = value(4000, source="of the check on a Gaussian", low=100)
+    size: int = value(32, 32, 32, "Table 4", low=8)
+    width: int = value(128, 128, 128, "Table 4", low=4)
+    multipliers: tuple[int, ...] = value((1, 2, 2, 2), (1, 2, 2, 2), (1, 2, 2, 2), "Table 4")
+    blocks: int = value(5, 5, 8, "Table 5; README", low=1)
+    head: str = value("time", "dense", "time", "Table 4", allowed=("time", "dense"))
+    spectral: bool = value(True, True, True, "Appendix B")
+    weight_power: float = value(2.0, source="of cum_sigma / sigma in a level's weight", low=0)
+    batch: int = value(256, 256, 256, "Table 5", low=1)
+    iterations: int = value(50_000, 50_000, 50_000, "Table 5", low=1)
+    lr: float = value(1e-4, 1e-4, 1e-4, "Appendix B", low=0)
+    warmup: int = value(1000, None, 1000, "release", low=0)
+    cosine: bool = value(False, None, False, "whether the rate then falls to 0 as a half cosine")
+    clip_norm: float = value(0.0, None, None, "of the gradient; 0 leaves it as it is", low=0)
+    ema: float = value(0.999, None, 0.999, "release", low=0, below=1)
+    flip: bool = value(True, True, True, "Appendix B")
+
+
+@dataclass(frozen=True)
 class PartitionToy:
     """Settings of `partition_toy`; the paper's column is Appendix A.4 and section 4.2 of recovery likelihood."""
 

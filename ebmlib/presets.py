@@ -5,6 +5,7 @@ from typing import Any
 from ebmlib.chapters import (
     DRL,
     CoarseToFineToy,
+    DRLLongRun,
     DRLToy,
     ImprovedCDToy,
     LangevinToy,
@@ -20,6 +21,10 @@ PRESETS = ("smoke", "quick", "gpu", "paper")
 # Every CPU run of drl_cifar: the paper's chain on an eighth of the width, small batches, a higher rate. No mirroring:
 # every shoe of Fashion-MNIST points to the left.
 SMALL = {"width": 16, "blocks": 1, "batch": 16, "lr": 5e-4, "cosine": True, "flip": False}
+
+# Every CPU run of drl_long_run: few pixels, so that a thousand levels of long chains can be afforded.
+SHORT = {"size": 8, "width": 16, "multipliers": (1, 2), "blocks": 1, "spectral": False, "flip": False}
+SHORT |= {"batch": 64, "lr": 2e-3, "cosine": True, "clip_norm": 10.0}
 
 # For each notebook its settings and what each preset changes in them; the first preset of every list is the fastest.
 NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
@@ -287,6 +292,61 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
                 "samples": 2048,
                 "warmup": 500,
                 "precision": "bfloat16",
+            },
+            "paper": {},
+        },
+    ),
+    "drl_long_run": (
+        DRLLongRun,
+        {
+            "smoke": SHORT
+            | {
+                "width": 4,
+                "iterations": 4,
+                "batch": 16,
+                "warmup": 1,
+                "hmc_steps": (1, 2),
+                "chains": 16,
+                "pilots": 16,
+                "tune_K": 2,
+                "stride": 500,
+                "tests": 32,
+                "check_chains": 300,
+            },
+            "quick": SHORT
+            | {
+                "iterations": 2500,
+                "warmup": 50,
+                "ema": 0.99,
+                "hmc_steps": (1, 2, 5),
+                "chains": 32,
+                "pilots": 32,
+                "tune_K": 5,
+                "stride": 100,
+                "tests": 1000,
+                "check_chains": 1000,
+            },
+            "cpu": SHORT
+            | {
+                "iterations": 20_000,
+                "warmup": 200,
+                "chains": 64,
+                "pilots": 64,
+                "tune_K": 10,
+                "stride": 20,
+                "tests": 2000,
+                "check_chains": 2000,
+            },
+            "gpu": {
+                "width": 64,
+                "blocks": 2,
+                "iterations": 5000,
+                "warmup": 500,
+                "chains": 128,
+                "pilots": 64,
+                "tune_K": 10,
+                "stride": 20,
+                "tests": 2048,
             },
             "paper": {},
         },

@@ -65,12 +65,13 @@ class Noising(NamedTuple):
         and 7). xi ~ N(0, I) does not depend on x_{t+1}: a sample of the model that takes it for its own noise keeps its
         law, and most of the noise in their difference is gone.
         """
-        t = torch.randint(self.T, (len(x),), generator=rng, device=x.device)
+        t = torch.randint(0, self.T, (len(x),), generator=rng, device=x.device)
         xi, x_next = noise_like(x, rng), self.noise_to(x, t + 1, rng)
         near, step, far = self.cum_sigma[t] ** 2, self.sigma[t + 1] ** 2, self.cum_sigma[t + 1] ** 2
         of_x, of_next = self.cum_a[t] * step / far, self.a[t + 1] * near / far
         x_t = expand(of_x, x) * x + expand(of_next, x) * x_next + expand((near * step / far).sqrt(), x) * xi
-        return expand(self.scale[t], x) * x_t, x_next, t, xi
+        y = expand(self.scale[t], x) * x_t
+        return y, x_next, t, xi
 
 
 def check_levels(T: int) -> None:

@@ -476,7 +476,7 @@ def test_many_papermill_runs_under_load_all_end(name: str, tmp_path: Path):
         folder = tmp_path / str(k)
         folder.mkdir()
         given = ["-p", "preset", "smoke", "-p", "seed", str(k)]
-        given += ["-p", "dataset", "fashion_mnist"] if name == "drl_cifar" else []
+        given += ["-p", "dataset", "fashion_mnist"] if name.startswith(("drl_cifar", "drl_long")) else []
         call = lambda: run_papermill(
             ROOT / "notebooks" / f"{name}.ipynb", folder / "out.ipynb", folder, *given, timeout=900
         )

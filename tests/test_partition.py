@@ -14,8 +14,8 @@ from scipy.stats import chi2
 
 from ebmlib import densities
 from ebmlib.partition import (
-    bits_per_dim,
     ais,
+    bits_per_dim,
     bracket,
     draw,
     estimate,

@@ -163,6 +163,12 @@ BAD = {
     "nan": ("drl_cifar", {"lr": math.nan}, "lr = nan: allowed is a number of at least 0"),
     "infinite": ("drl_cifar", {"lr": math.inf}, "lr = inf: allowed is a number of at least 0"),
     "too few samples": ("drl_cifar", {"samples": 15}, f"samples = 15: {T_ALLOWED} of at least 16"),
+    "too few chains": ("drl_long_run", {"chains": 15}, f"chains = 15: {T_ALLOWED} of at least 16"),
+    "no steps": (
+        "drl_long_run",
+        {"hmc_steps": [1, 0]},
+        "hmc_steps = [1, 0]: allowed is a list of positive whole numbers",
+    ),
     "too narrow": ("drl_cifar", {"width": 2}, f"width = 2: {T_ALLOWED} of at least 4"),
     "too large": ("drl_cifar", {"ema": 1.0}, "ema = 1.0: allowed is a number of at least 0 and below 1"),
     "list for a preset": ("drl_toy", {"preset": [1]}, "preset = [1]: allowed are smoke, quick, gpu, paper"),
