@@ -179,6 +179,15 @@ MUTANTS = [
     ),
     Slip("pairs without the scale", "recovery.py", "return expand(self.scale[t], x) * x_t", "return x_t", RECOVERY),
     Slip(
+        "coupled noise of the step, not of the bridge",
+        "recovery.py",
+        "(near * step / far).sqrt()",
+        "step.sqrt()",
+        RECOVERY,
+    ),
+    Slip("a move is forgotten", "recovery.py", "y = y if move is None else move(level, target, y)", "y = y", RECOVERY),
+    Slip("the cells' width turned round", "partition.py", "- math.log2(width)", "+ math.log2(width)", PARTITION),
+    Slip(
         "the last level is never drawn",
         "recovery.py",
         "torch.randint(self.T, (",
