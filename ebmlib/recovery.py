@@ -188,9 +188,9 @@ def progressive(
 ) -> Tensor:
     """Algorithm 2: from x_T ~ N(0, I) of shape (B, *S) down the levels to x_0, K Langevin steps a level.
 
-    `noise` scales the Langevin noise (.99 in the release at test time, 1 in the text). `rng` may be a function that gives
-    the noise of every step, as in `langevin`. `move(t, target, y)`, if given, goes on from there with the conditional
-    energy of level t, by HMC say (section 4.2). `callback(t, x_t)` sees all.
+    `noise` scales the Langevin noise (.99 in the release at test time, 1 in the text). `rng` may be a function that
+    gives the noise of every step, as in `langevin`. `move(t, target, y)`, if given, goes on from there with the
+    conditional energy of level t, by HMC say (section 4.2). `callback(t, x_t)` sees all.
     """
     for level in reversed(range(tables.T)):
         t = torch.full((len(x),), level, dtype=torch.long, device=x.device)
