@@ -43,8 +43,9 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
     "coarse_to_fine_toy": [({}, tuple(range(5)))],
     "partition_toy": [({}, (0,))],  # one run holds all 20 repetitions of every bracket
     "self_adversarial_images": [({"dataset": "fashion_mnist"}, (0, 1, 2))],
+    "drl_long_run": [({"dataset": "fashion_mnist"}, (0,))],
 }
-PRESETS = {"self_adversarial_images": "cpu"}  # all others: paper
+PRESETS = {"self_adversarial_images": "cpu", "drl_long_run": "cpu"}  # all others: paper
 PAPERMILL = (sys.executable, "-m", "papermill")
 LIMIT = 3600.0  # seconds that a seed may take
 HEARTBEAT = 10.0  # seconds between two notes of the time that a run has taken so far

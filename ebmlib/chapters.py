@@ -271,6 +271,7 @@ class DRL:
     K: int = value(30, 30, 30, "section 4; 0 at T = 1000", low=0)
     b2: float = value(2e-4, "b = .0002", 2e-4, "section 4; delta^2 = c^2 b2 sigma^2", low=0)
     variant: str = value("code", "text", "code", "Eqs. 15 to 17 against the release", allowed=("code", "text"))
+    objective: str = value("recovery", "recovery", "recovery", "Table 2 has both", allowed=("recovery", "dsm"))
     size: int = value(32, 32, 32, "Table 4", low=8)
     width: int = value(128, 128, 128, "Table 4", low=4)
     multipliers: tuple[int, ...] = value((1, 2, 2, 2), (1, 2, 2, 2), (1, 2, 2, 2), "Table 4")
@@ -297,6 +298,9 @@ class DRL:
         """
         if self.K == 0 and self.T != 1000:
             raise ValueError(f"K = 0 with T = {self.T}: the normal approximation is for T = 1000, else K is at least 1")
+        if self.objective == "dsm" and (self.T != 1000 or given.get("K")):
+            steps = f"T = {self.T}" + f" and K = {self.K}" * bool(given.get("K"))
+            raise ValueError(f"objective = 'dsm' with {steps}: denoising score matching is for T = 1000 and K = 0")
         implied = {"K": 0} if self.T == 1000 else {}
         if self.variant == "text":
             implied |= {"b2": 4e-8, "noise": 1.0, "head": "dense"}
@@ -321,6 +325,59 @@ class SelfAdversarialImages:
     recompute: bool = value(False, None, None, "generator loss: memory of one step, for half as much time again")
     samples: int = value(10_000, None, None, "for FID; KID needs 16", low=16)
     deterministic: bool = value(False, None, None, "training on CUDA repeats bit for bit, more slowly")
+
+
+@dataclass(frozen=True)
+class DRLInterpolation:
+    """Settings of `drl_interpolation` (section 4.1, Figures 5 and 8 to 10); net and chains are the checkpoint's."""
+
+    way: str = value("arc", "sphere", None, "section 4.1; whose angle is not said", allowed=("arc", "angle"))
+    steps: int = value(9, source="images a row, both ends among them; an odd number", low=3)
+    pairs: int = value(64, source="of samples, each with its path", low=2)
+    at_once: int = value(4, source="pairs whose paths are sampled together", low=1)
+    own_iterations: int = value(0, source="of a net of the checkpoint's shape trained here; 0 trains none", low=0)
+    batch: int = value(32, source="of that training, as in `drl_cifar` at preset cpu", low=1)
+    lr: float = value(1e-3, source="of that training, with a half cosine to 0", low=0)
+    warmup: int = value(50, low=0)
+    ema: float = value(0.98, low=0, below=1)
+    clip_norm: float = value(1.0, source="gradient norm", low=0)
+
+    def implied(self, given: Mapping[str, Any]) -> "DRLInterpolation":
+        """A row with a middle."""
+        if self.steps % 2 == 0:
+            raise ValueError(f"steps = {self.steps}: allowed is an odd number of at least 3, so that there is a middle")
+        return self
+
+
+@dataclass(frozen=True)
+class DRLLongRun:
+    """Settings of `drl_long_run`: T1k on CIFAR-10 (section 4.2, Tables 4 and 5). Its code was released in part."""
+
+    hmc_steps: tuple[int, ...] = value(
+        (1, 10, 100), (1, 10, 100), None, "Figure 7: steps a level, the first the normal approximation"
+    )
+    L: int = value(2, 2, 2, "section 4.2: leapfrog steps", low=1)
+    chains: int = value(1000, source="of each long run; Figure 6 shows the estimate over their number", low=16)
+    pilots: int = value(1000, 1000, None, "section 4.2: chains that adapt the steps", low=16)
+    tune_K: int = value(100, 100, None, "section 4.2: HMC steps between two changes of the step", low=1)
+    stride: int = value(1, 1, None, "section 4.2: every level is adapted", low=1)
+    tests: int = value(10_000, 10_000, None, "test images for bits per dimension", low=32)
+    check_chains: int = value(4000, source="of the check on a Gaussian", low=100)
+    size: int = value(32, 32, 32, "Table 4", low=8)
+    width: int = value(128, 128, 128, "Table 4", low=4)
+    multipliers: tuple[int, ...] = value((1, 2, 2, 2), (1, 2, 2, 2), (1, 2, 2, 2), "Table 4")
+    blocks: int = value(5, 5, 8, "Table 5; README", low=1)
+    head: str = value("time", "dense", "time", "Table 4", allowed=("time", "dense"))
+    spectral: bool = value(True, True, True, "Appendix B")
+    weight_power: float = value(2.0, source="of cum_sigma / sigma in a level's weight", low=0)
+    batch: int = value(256, 256, 256, "Table 5", low=1)
+    iterations: int = value(50_000, 50_000, 50_000, "Table 5", low=1)
+    lr: float = value(1e-4, 1e-4, 1e-4, "Appendix B", low=0)
+    warmup: int = value(1000, None, 1000, "release", low=0)
+    cosine: bool = value(False, None, False, "whether the rate then falls to 0 as a half cosine")
+    clip_norm: float = value(0.0, None, None, "of the gradient; 0 leaves it as it is", low=0)
+    ema: float = value(0.999, None, 0.999, "release", low=0, below=1)
+    flip: bool = value(True, True, True, "Appendix B")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ebmlib.imagefiles import FASHION_SHA256, Raw, cached, file_hash, need, one_line, stack, torchvision_set, verify
@@ -141,6 +142,14 @@ def held_out(name: str) -> str:
 def to_float(x: Tensor) -> Tensor:
     """uint8 {0..255} to float32 in [-1, 1]: x / 127.5 - 1 (DRL, released code)."""
     return x.float() / 127.5 - 1
+
+
+def dequantized(x: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """uint8 {0..255} to float32 in [-1, 1]: (x + u) / 128 - 1, u uniform in [0, 1), a cell 2 / 256 wide for each value.
+
+    A density can be compared with these and not with the values themselves, where it has no bound.
+    """
+    return (x.float() + torch.rand(x.shape, generator=rng, device=x.device)) / 128 - 1
 
 
 def cache_folder() -> Path:

@@ -5,6 +5,8 @@ from typing import Any
 from ebmlib.chapters import (
     DRL,
     CoarseToFineToy,
+    DRLInterpolation,
+    DRLLongRun,
     DRLToy,
     ImprovedCDToy,
     LangevinToy,
@@ -24,6 +26,10 @@ SMALL = {"width": 16, "blocks": 1, "batch": 16, "lr": 5e-4, "cosine": True, "fli
 
 # Every CPU run of self_adversarial_images: half the pixels, half the steps, half the batch; weights that swing less.
 PLAIN = {"size": 16, "K": 20, "batch": 32, "cosine": True}
+
+# Every CPU run of drl_long_run: few pixels, so that a thousand levels of long chains can be afforded.
+SHORT = {"size": 8, "width": 16, "multipliers": (1, 2), "blocks": 1, "spectral": False, "flip": False}
+SHORT |= {"batch": 64, "lr": 2e-3, "cosine": True, "clip_norm": 10.0}
 
 # For each notebook its settings and what each preset changes in them; the first preset of every list is the fastest.
 NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
@@ -302,6 +308,70 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
             "quick": PLAIN | {"filters": 8, "iterations": 250, "lr": 1e-3, "ema": 0.95, "samples": 512},
             "cpu": PLAIN | {"filters": 16, "iterations": 1500, "ema": 0.99, "samples": 2048},
             "gpu": {"iterations": 2000, "samples": 2048},
+            "paper": {},
+        },
+    ),
+    "drl_interpolation": (
+        DRLInterpolation,
+        {
+            "smoke": {"steps": 3, "pairs": 2, "at_once": 2, "own_iterations": 2, "batch": 4, "warmup": 1},
+            "quick": {"pairs": 16, "at_once": 16, "own_iterations": 120},
+            "gpu": {"steps": 17, "pairs": 256, "at_once": 64, "own_iterations": 1000},
+            "paper": {},
+        },
+    ),
+    "drl_long_run": (
+        DRLLongRun,
+        {
+            "smoke": SHORT
+            | {
+                "width": 4,
+                "iterations": 4,
+                "batch": 16,
+                "warmup": 1,
+                "hmc_steps": (1, 2),
+                "chains": 16,
+                "pilots": 16,
+                "tune_K": 2,
+                "stride": 500,
+                "tests": 32,
+                "check_chains": 300,
+            },
+            "quick": SHORT
+            | {
+                "iterations": 2500,
+                "warmup": 50,
+                "ema": 0.99,
+                "hmc_steps": (1, 2, 5),
+                "chains": 32,
+                "pilots": 32,
+                "tune_K": 5,
+                "stride": 100,
+                "tests": 1000,
+                "check_chains": 1000,
+            },
+            "cpu": SHORT
+            | {
+                "iterations": 20_000,
+                "warmup": 200,
+                "chains": 64,
+                "pilots": 64,
+                "tune_K": 10,
+                "stride": 20,
+                "tests": 2000,
+                "check_chains": 2000,
+            },
+            "gpu": {
+                "width": 64,
+                "blocks": 2,
+                "iterations": 5000,
+                "warmup": 500,
+                "chains": 128,
+                "pilots": 64,
+                "tune_K": 10,
+                "stride": 20,
+                "tests": 2048,
+            },
             "paper": {},
         },
     ),

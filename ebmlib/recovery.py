@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebmlib import parallel
 from ebmlib.core import Energy, expand, flat_sum
-from ebmlib.samplers import Pair, langevin, noise_like
+from ebmlib.samplers import Noise, Pair, langevin, noise_like
 
 VARIANTS = ("code", "text")
 
@@ -57,6 +57,21 @@ class Noising(NamedTuple):
         x_t = self.noise_to(x, t, rng)
         x_next = expand(self.a[t + 1], x) * x_t + expand(self.sigma[t + 1], x) * noise_like(x, rng)
         return expand(self.scale[t], x) * x_t, x_next, t
+
+    def coupled(self, x: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The law of `pairs`, drawn from its far end: (y_t, x_{t+1}, t, xi), xi (B, *S) the noise that y_t is made of.
+
+        x_{t+1} is drawn first, then y_t = scale[t] x_t from p(x_t | x_{t+1}, x), a Gaussian (Ho et al., 2020, Eqs. 6
+        and 7). xi ~ N(0, I) does not depend on x_{t+1}: a sample of the model that takes it for its own noise keeps its
+        law, and most of the noise in their difference is gone.
+        """
+        t = torch.randint(0, self.T, (len(x),), generator=rng, device=x.device)
+        xi, x_next = noise_like(x, rng), self.noise_to(x, t + 1, rng)
+        near, step, far = self.cum_sigma[t] ** 2, self.sigma[t + 1] ** 2, self.cum_sigma[t + 1] ** 2
+        of_x, of_next = self.cum_a[t] * step / far, self.a[t + 1] * near / far
+        x_t = expand(of_x, x) * x + expand(of_next, x) * x_next + expand((near * step / far).sqrt(), x) * xi
+        y = expand(self.scale[t], x) * x_t
+        return y, x_next, t, xi
 
 
 def check_levels(T: int) -> None:
@@ -167,17 +182,21 @@ def progressive(
     K: int,
     *,
     noise: float = 0.99,
-    rng: torch.Generator | None = None,
+    rng: Noise = None,
+    move: Callable[[int, Energy, Tensor], Tensor] | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Algorithm 2: from x_T ~ N(0, I) of shape (B, *S) down the levels to x_0, K Langevin steps a level.
 
-    `noise` scales the Langevin noise (.99 in the release at test time, 1 in the text). `callback(t, x_t)` sees all.
+    `noise` scales the Langevin noise (.99 in the release at test time, 1 in the text). `rng` may be a function that
+    gives the noise of every step, as in `langevin`. `move(t, target, y)`, if given, goes on from there with the
+    conditional energy of level t, by HMC say (section 4.2). `callback(t, x_t)` sees all.
     """
     for level in reversed(range(tables.T)):
         t = torch.full((len(x),), level, dtype=torch.long, device=x.device)
         target = conditional(at_level(t), x, tables.precision[t])
         y, _ = langevin(target, x, schedule(tables, t, K, noise), rng=rng)
+        y = y if move is None else move(level, target, y)
         x = y / expand(tables.scale[t], y)
         if callback is not None:
             callback(level, x)

@@ -17,6 +17,7 @@ from ebmlib.engine import energy_and_grad
 
 Scalar = float | Tensor
 Pair = tuple[Scalar, Scalar]
+Noise = torch.Generator | Callable[[Tensor], Tensor] | None  # where a Langevin chain takes its noise from
 
 
 class Info(NamedTuple):
@@ -63,8 +64,13 @@ def descent(step: Scalar, K: int) -> list[Pair]:
     return [(step, 0.0)] * K
 
 
-def noise_like(x: Tensor, rng: torch.Generator | None) -> Tensor:
-    """Standard normal noise of x's shape, dtype and device from `rng`."""
+def noise_like(x: Tensor, rng: Noise) -> Tensor:
+    """Standard normal noise of x's shape, dtype and device from `rng`: drawn, or what a function in its place gives."""
+    if callable(rng):
+        given = rng(x)
+        if given.shape != x.shape:
+            raise ValueError(f"the noise given has the shape {tuple(given.shape)}, the chain {tuple(x.shape)}")
+        return given
     return torch.randn_like(x, generator=rng, memory_format=torch.contiguous_format)
 
 
@@ -86,7 +92,7 @@ def _update(
     x: Tensor,
     a: Scalar,
     b: Scalar,
-    rng: torch.Generator | None,
+    rng: Noise,
     clip: float | None,
     project: Callable[[Tensor], Tensor] | None,
     differentiable: bool,
@@ -104,7 +110,7 @@ def _update(
     return x if differentiable else x.detach(), seen
 
 
-def _forgetful(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng: torch.Generator | None, *rest: Any) -> Any:
+def _forgetful(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng: Noise, *rest: Any) -> Any:
     """`_update` that keeps nothing but x and its noise for the backward pass, which runs it again."""
     noise = None if _is_zero(b) else noise_like(x, rng)  # drawn outside: the second run must meet the same
     again = lambda x: _update(energy, x, a, b, rng, *rest, noise)
@@ -123,7 +129,7 @@ def langevin_step(
     a: Scalar,
     b: Scalar,
     *,
-    rng: torch.Generator | None = None,
+    rng: Noise = None,
     clip: float | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
     differentiable: bool = False,
@@ -132,6 +138,7 @@ def langevin_step(
 
     x is (B, *S); a and b are floats or (B,) tensors in units of x^2 / energy and x. `clip` bounds each entry of the
     gradient, `project` is applied last (a clamp, say). `differentiable` keeps the graph from x' to x and the weights.
+    A function in place of `rng` gives the noise: xi = rng(x), so that chains can share it.
     Source: Eq. 4 of the recovery-likelihood paper with a = delta^2 / 2, b = delta.
     """
     x, seen = _update(energy, x, a, b, rng, clip, project, differentiable)
@@ -143,7 +150,7 @@ def langevin(
     x: Tensor,
     schedule: Sequence[Pair],
     *,
-    rng: torch.Generator | None = None,
+    rng: Noise = None,
     clip: float | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[int, Tensor], None] | None = None,

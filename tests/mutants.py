@@ -33,7 +33,7 @@ class Slip(NamedTuple):
 
 CORE, SAMPLERS, RECOVERY = ("test_core.py",), ("test_samplers.py",), ("test_recovery.py",)
 OBJECTIVES, PARTITION, NETS = ("test_objectives.py",), ("test_partition.py",), ("test_nets.py",)
-RESERVOIR = ("test_reservoir.py",)
+RESERVOIR, APPLICATIONS = ("test_reservoir.py",), ("test_applications.py",)
 GROWING = tuple(
     f"test_nets.py::test_{name}"
     for name in ("growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6")
@@ -179,6 +179,15 @@ MUTANTS = [
     ),
     Slip("pairs without the scale", "recovery.py", "return expand(self.scale[t], x) * x_t", "return x_t", RECOVERY),
     Slip(
+        "coupled noise of the step, not of the bridge",
+        "recovery.py",
+        "(near * step / far).sqrt()",
+        "step.sqrt()",
+        RECOVERY,
+    ),
+    Slip("a move is forgotten", "recovery.py", "y = y if move is None else move(level, target, y)", "y = y", RECOVERY),
+    Slip("the cells' width turned round", "partition.py", "- math.log2(width)", "+ math.log2(width)", PARTITION),
+    Slip(
         "the last level is never drawn",
         "recovery.py",
         "torch.randint(self.T, (",
@@ -218,6 +227,14 @@ MUTANTS = [
     Slip(
         "by_level sums", "recovery.py", "torch.where(count > 0, total / count", "torch.where(count > 0, total", RECOVERY
     ),
+    Slip("the arc is half as long", "applications.py", "math.pi / 2)", "math.pi / 4)", APPLICATIONS),
+    Slip("angles from one sum", "applications.py", "(x - y, x + y)", "(x - y, 2 * y)", APPLICATIONS),
+    Slip("opposite ends pass", "applications.py", "math.nan, angle", "angle, angle", APPLICATIONS),
+    Slip("both ends draw from one", "applications.py", "noise_like(end, rng1)", "noise_like(end, rng0)", APPLICATIONS),
+    Slip("fresh noise is shared", "applications.py", "rng=fresh or given", "rng=given", APPLICATIONS),
+    Slip("steps draw their own noise", "applications.py", "rng=fresh or given", "rng=fresh or rng0", APPLICATIONS),
+    Slip("a path without its ends", "applications.py", "flat[-1] - flat[0]", "flat[-1] - flat[1]", APPLICATIONS),
+    Slip("given noise is spread", "samplers.py", "given.shape != x.shape", "given.ndim != x.ndim", APPLICATIONS),
     Slip(
         "the loss is turned round",
         "objectives.py",

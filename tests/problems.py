@@ -148,6 +148,25 @@ def drl_gaussian_samples(tables, K: int, noise: float, mean: float, variance: fl
     return laws
 
 
+def drl_gaussian_map(tables, K: int, noise: float, mean: float, variance: float):
+    """x_0 as a function of the noise: (shift, factor of x_T, factors of the K noises of levels T - 1 .. 0 in order).
+
+    x_0 = shift + factor x_T + sum_k factors[k] eps_k, coordinate by coordinate, for exact energies of Gaussian data.
+    """
+    shift, start, factors = 0.0, 1.0, []
+    for t in reversed(range(tables.T)):
+        m, v = drl_gaussian_level(tables, t, mean, variance)
+        a, b, pull = float(tables.delta[t]) ** 2 / 2, noise * float(tables.delta[t]), float(tables.precision[t])
+        center = [shift, start, *factors, *[0.0] * K]  # of the level's quadratic term, in units of each noise
+        y = list(center)
+        for k in range(K):
+            y = [value - a * (value / v + pull * (value - at)) for value, at in zip(y, center)]
+            y[0] += a * m / v
+            y[2 + len(factors) + k] += b
+        shift, start, *factors = (value / float(tables.scale[t]) for value in y)
+    return shift, start, factors
+
+
 # -- Improved contrastive divergence: the nearest of M independent points. --
 
 

@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "objectives": ({"core"}, set()),
     "latent": ({"core"}, set()),
     "recovery": ({"core", "parallel", "samplers"}, set()),
+    "applications": ({"core", "recovery", "samplers"}, set()),
     "coarse_to_fine": ({"core", "samplers"}, set()),
     "fields": ({"core"}, set()),
     "partition": ({"core", "samplers"}, set()),

@@ -628,3 +628,18 @@ def test_watch_lets_a_slow_download_go_on(home):
 
     data._watched(trickle, home, 2.0)  # 3 s in all, never 2 s without data
     assert (home / "file").stat().st_size == 10
+
+
+def test_dequantized_values_fill_their_cells_evenly():
+    x = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(2000, 1, 1, 1)
+    found = data.dequantized(x, torch.Generator().manual_seed(0))
+    assert found.dtype == torch.float32
+    assert float(found.min()) >= -1
+    assert float(found.max()) < 1
+    place = (found.double() + 1) * 128 - x.double()  # within the cell
+    assert float(place.min()) > -1e-4
+    assert float(place.max()) < 1 + 1e-4
+    assert abs(float(place.mean()) - 0.5) < 5 * (1 / 12 / place.numel()) ** 0.5
+    assert abs(float(place.var()) - 1 / 12) < 1e-3
+    again = data.dequantized(x[:1], torch.Generator().manual_seed(0))
+    assert torch.equal(again, data.dequantized(x[:1], torch.Generator().manual_seed(0)))

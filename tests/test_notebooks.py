@@ -281,6 +281,25 @@ def test_energies_that_run_away_together_stop_the_run(in_process, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_objective_dsm_is_equation_14(in_process):
+    """|y - (x~ + sigma^2 score)|^2 / (2 sigma^2), the score minus the gradient of the explicit energy."""
+    namespace, _ = run_cells("training.fit", **SMOKE, T=1000, objective="dsm")
+    rng, tables, net = (namespace[name] for name in ("rng", "tables", "net"))
+    x, before = namespace["data"].to_float(namespace["images"][:8]), rng.get_state()
+    loss, stats = namespace["step"](x)
+    rng.set_state(before)
+    y, _, t = tables.pairs(x, rng)
+    torch.randn(x.shape, generator=rng)  # of the normal approximation, whose gap is logged
+    sigma = tables.sigma[t + 1][:, None, None, None]
+    noisy = (y + sigma * torch.randn(x.shape, generator=rng)).requires_grad_()
+    (score,) = torch.autograd.grad(-(net(noisy, t) / tables.sigma[t + 1] ** 2).sum(), noisy)
+    by_hand = ((y - noisy - sigma**2 * score) ** 2 / (2 * sigma**2)).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(loss.detach(), by_hand.detach(), rtol=1e-3, atol=0)
+    assert set(stats) >= {"gap", "level_gap"}
+    loss.backward()
+    assert any(float(p.grad.abs().max()) > 0 for p in net.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("wanted", [False, True])
 def test_deterministic_reaches_the_loop(in_process, wanted: bool):
     namespace, fit = run_cells("training.fit", **SMOKE, deterministic=wanted, iterations=1)
@@ -414,17 +433,20 @@ def test_bad_input_ends_with_one_sentence_and_leaves_nothing(bad_runs, case: str
 
 # The paper's other settings
 
+# Table 2, row by row; the smallest preset takes each at its full number of steps.
+ABLATIONS = ("T 1 K 180", "T 1000 K 0", "T 1000 K 0 objective dsm", "T 6 K 10", "T 6 K 30", "T 6 K 50")
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("given", ["T 1 K 4", "T 2", "T 1000", "T 6 variant text", "T 6 head dense spectral False"])
+@pytest.mark.parametrize("given", ["T 2", "T 6 variant text", "T 6 head dense spectral False", *ABLATIONS])
 def test_the_papers_other_settings_run(given: str, tmp_path: Path):
     words = given.split()
     pairs = [word for k in range(0, len(words), 2) for word in ("-p", words[k], words[k + 1])]
     defaults = ["-p", "preset", "smoke", "-p", "dataset", "fashion_mnist"]
     run = run_papermill(ROOT / "notebooks" / "drl_cifar.ipynb", tmp_path / "out.ipynb", tmp_path, *defaults, *pairs)
     assert run.returncode == 0, run.stderr[-1500:]
-    T, K = int(words[1]), {"1": 4, "1000": 0}.get(words[1], 2)
+    T, K = int(words[1]), int(dict(zip(words[::2], words[1::2])).get("K", 2))
     assert f"T = {T}, K = {K}" in results.read(tmp_path / "out.ipynb")[0].protocol
 
 
@@ -485,7 +507,7 @@ def test_many_papermill_runs_under_load_all_end(name: str, tmp_path: Path):
         folder = tmp_path / str(k)
         folder.mkdir()
         given = ["-p", "preset", "smoke", "-p", "seed", str(k)]
-        given += ["-p", "dataset", "fashion_mnist"] if name == "drl_cifar" else []
+        given += ["-p", "dataset", "fashion_mnist"] if name.startswith(("drl_cifar", "drl_long")) else []
         call = lambda: run_papermill(
             ROOT / "notebooks" / f"{name}.ipynb", folder / "out.ipynb", folder, *given, timeout=900
         )

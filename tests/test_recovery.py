@@ -194,6 +194,48 @@ def test_noise_to_a_level_of_each_sample(device, dtype, rng):
         assert_mean(((noised.flatten() + 0.8 * cum_a) / sigma) ** 2, 1.0, se=0.01)
 
 
+@pytest.mark.parametrize(("T", "variant"), [(6, "code"), (3, "text"), (1, "code")])
+def test_coupled_pairs_have_the_law_of_pairs_and_noise_of_their_own(T, variant, device, dtype, rng):
+    """Moments of (y_t, x_{t+1}, xi) for x = 1.7, level by level; xi is N(0, I) and independent of x_{t+1}."""
+    tables, x0, n = noising(T, variant=variant, device=device), 1.7, 40_000
+    y, x_next, t, xi = tables.coupled(torch.full((n * T, 1), x0, device=device, dtype=dtype), rng(0))
+    assert float((torch.bincount(t, minlength=T) - n).abs().max()) < 5 * math.sqrt(n)
+    for level in range(T):
+        a, cum_a, sigma = float(tables.a[level + 1]), float(tables.cum_a[level]), float(tables.cum_sigma[level])
+        far, scale = float(tables.cum_sigma[level + 1]), float(tables.scale[level])
+        here, there, noise = y[t == level, 0], x_next[t == level, 0], xi[t == level, 0]
+        dy, dx = here - scale * cum_a * x0, (there - a * cum_a * x0) / far
+        assert_mean(noise**2, 1.0, se=0.01)
+        assert_mean(dx**2, 1.0, se=0.01)
+        assert_mean(noise * dx, 0.0, se=0.01)
+        if sigma == 0:
+            torch.testing.assert_close(dy, torch.zeros_like(dy), atol=1e-6, rtol=0)
+            continue
+        dy = dy / (scale * sigma)
+        assert_mean(dy, 0.0, se=0.01)
+        assert_mean(dy**2, 1.0, se=0.01)
+        assert_mean(dy * dx, a * sigma / far, se=0.01)
+        assert_mean(noise * dy, float(tables.sigma[level + 1]) / far, se=0.01)
+
+
+def test_coupled_noise_leaves_the_gradient_and_takes_its_variance(device, rng):
+    """Recovery likelihood's gradient in one weight, of E = w |y|^2 / 2 at T = 1000, with noise shared and not."""
+    tables, v, n = noising(1000, device=device), 0.25, 200_000
+    x = v**0.5 * torch.randn(n, 1, generator=rng(1), device=device)
+    gradients = []
+    for shared in (True, False):
+        y, x_next, t, xi = tables.coupled(x, rng(2))
+        xi = xi if shared else torch.randn(xi.shape, generator=rng(3), device=device)
+        sigma = tables.sigma[t + 1][:, None]
+        y_neg = x_next - sigma**2 * x_next / v + sigma * xi  # the normal approximation, w = 1 / v
+        gradients.append(flat_sum(y**2 - y_neg**2) / 2 / sigma[:, 0] ** 2)
+    ours, plain = gradients
+    se = float((ours - plain).std()) / n**0.5
+    assert abs(float((ours - plain).mean())) < 4.5 * se
+    assert se < 0.1
+    assert float(ours.var()) < float(plain.var()) / 4
+
+
 # -- the conditional --
 
 
@@ -325,6 +367,26 @@ def test_progressive_sampling_of_gaussian_data_has_the_exact_moments(name, devic
         state, (m, v) = states[t][1], laws[t]
         assert_mean(state.flatten(), m, se=0.01 * math.sqrt(v))
         assert_mean((state.flatten() - m) ** 2, v, se=0.015 * v)
+
+
+def test_a_move_goes_on_with_the_conditional_of_its_level(device, rng):
+    """Hamiltonian chains after one bad Langevin step: the exact law where that step alone is far off."""
+    tables, mean, variance, steps = noising(3, 0.5, c_power=0.0, device=device), 0.6, 0.5**2, []
+    own = rng(8)
+
+    def move(t, target, y):
+        steps.append(t)
+        stiffness = float(tables.precision[t]) + 1 / drl_gaussian_level(tables, t, mean, variance)[1]
+        return hmc(target, y, 1.1 / stiffness**0.5, 20, rng=own)[0]
+
+    x = torch.randn(20_000, 1, generator=rng(6), device=device)
+    at_level = gaussian_at_level(tables, mean, variance)
+    alone, moved = (progressive(at_level, tables, x, 1, noise=1.0, rng=rng(7), move=m) for m in (None, move))
+    assert steps == [2, 1, 0]
+    a, sigma = float(tables.cum_a[0]), float(tables.cum_sigma[0])
+    want = a**2 * variance + sigma**2
+    assert_mean((moved - a * mean) ** 2, want, se=0.015 * want)
+    assert abs(float(((alone - a * mean) ** 2).mean()) / want - 1) > 0.3
 
 
 @pytest.mark.parametrize("choice", [dict(T=3, K=400, b2=0.03, c_power=0.0), dict(T=1000, K=0)], ids=["K=400", "T=1000"])

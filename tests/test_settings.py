@@ -87,6 +87,18 @@ def test_a_thousand_levels_bring_the_normal_approximation():
         start("drl_cifar", {"K": 0})
 
 
+def test_score_matching_is_for_a_thousand_levels_without_chains():
+    assert start("drl_cifar", {"preset": "paper"}).config.objective == "recovery"
+    run = start("drl_cifar", {"T": 1000, "objective": "dsm"}).config
+    assert (run.objective, run.K) == ("dsm", 0)
+    assert start("drl_cifar", {"T": 1000, "K": 0, "objective": "dsm"}).config == run
+    says = "denoising score matching is for T = 1000 and K = 0$"
+    with pytest.raises(ValueError, match=rf"^objective = 'dsm' with T = 6: {says}"):
+        start("drl_cifar", {"objective": "dsm"})
+    with pytest.raises(ValueError, match=rf"^objective = 'dsm' with T = 1000 and K = 5: {says}"):
+        start("drl_cifar", {"T": 1000, "K": 5, "objective": "dsm"})
+
+
 @pytest.mark.parametrize("preset", ["quick", "cpu", "paper"])
 def test_the_variant_text_brings_what_the_text_prints(preset):
     text = start("drl_cifar", {"preset": preset, "variant": "text", "b2": None}).config
@@ -188,6 +200,12 @@ BAD = {
     "nan": ("drl_cifar", {"lr": math.nan}, "lr = nan: allowed is a number of at least 0"),
     "infinite": ("drl_cifar", {"lr": math.inf}, "lr = inf: allowed is a number of at least 0"),
     "too few samples": ("drl_cifar", {"samples": 15}, f"samples = 15: {T_ALLOWED} of at least 16"),
+    "too few chains": ("drl_long_run", {"chains": 15}, f"chains = 15: {T_ALLOWED} of at least 16"),
+    "no steps": (
+        "drl_long_run",
+        {"hmc_steps": [1, 0]},
+        "hmc_steps = [1, 0]: allowed is a list of positive whole numbers",
+    ),
     "too narrow": ("drl_cifar", {"width": 2}, f"width = 2: {T_ALLOWED} of at least 4"),
     "too large": ("drl_cifar", {"ema": 1.0}, "ema = 1.0: allowed is a number of at least 0 and below 1"),
     "list for a preset": ("drl_toy", {"preset": [1]}, "preset = [1]: allowed are smoke, quick, gpu, paper"),
@@ -206,6 +224,12 @@ BAD = {
         "multipliers = '[1, 2]': allowed is a list of positive whole numbers, from papermill by -y 'multipliers: "
         "[1, 2]'",
     ),
+    "even steps": (
+        "drl_interpolation",
+        {"steps": 4},
+        "steps = 4: allowed is an odd number of at least 3, so that there is a middle",
+    ),
+    "line": ("drl_interpolation", {"way": "line"}, "way = 'line': allowed are 'arc', 'angle'"),
     "no list": ("drl_cifar", {"multipliers": 2}, "multipliers = 2: allowed is a list of positive whole numbers"),
     "bools": ("drl_toy", {"multipliers": [True]}, "multipliers = [True]: allowed is a list of positive whole numbers"),
     "device": ("drl_toy", {"device": 0}, "device = 0: allowed is a text or None"),

@@ -1,0 +1,103 @@
+"""The cells of drl_interpolation in this process: whose weights it takes, what stops it early, what its rows say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ebmlib import checkpoint, recovery
+from ebmlib.nets.energies import MLP, TimeWideResNet
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_cells(until: str, **given) -> tuple[dict, str]:
+    """The globals after the code cells before the first that holds `until`, and the source of that one."""
+    cells = json.loads((ROOT / "notebooks" / "drl_interpolation.ipynb").read_text())["cells"]
+    parameters, *rest = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    namespace: dict = {}
+    exec(parameters, namespace)
+    namespace |= {"preset": "smoke", "device": "cpu", **given}
+    for source in rest:
+        if until in source:
+            return namespace, source
+        exec(source, namespace)
+    raise LookupError(f"no cell holds {until}")
+
+
+@pytest.fixture(autouse=True)
+def in_process(tmp_path: Path, monkeypatch):
+    """A folder to run cells in, with figures and random numbers as they were afterwards."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
+        yield
+        pyplot.close("all")
+
+
+def test_shared_noise_holds_a_row_together_and_fresh_noise_does_not(tmp_path: Path):
+    """With the bundled weights, and no training: then no run is made and no row speaks of one."""
+    namespace, _ = run_cells("results.show", own_iterations=0, pairs=16, at_once=6, steps=5)
+    rows = {row.name: row for row in namespace["found"]}
+    assert {(row.dataset, row.n, row.preset) for row in rows.values()} == {("fashion_mnist", 16, "smoke")}
+    assert all("16 pairs, 5 points, arc; " in row.protocol for row in rows.values())
+    assert all(row.protocol.endswith("EMA weights after 10,000 iterations") for row in rows.values())
+    length = lambda name: rows[f"length of the path, {name}"]
+    assert length("shared noise").value + 3 * length("shared noise").se < 2
+    assert length("fresh noise").value - 2 * length("fresh noise").se > 2.5, "of 4, were they all as far apart"
+    # Pair by pair: pictures differ far more from each other in their detail than the two ways do.
+    line, arc = (namespace["fine"][name][2] for name in ("noise on the line", "shared noise"))
+    lost = arc - line
+    assert lost.mean() > 3 * lost.std() / len(lost) ** 0.5
+    assert [name for name in rows if "short" in name] == []
+    assert list(tmp_path.rglob("step-*")) == []
+
+
+def test_the_rows_of_the_short_training_name_its_own_iterations():
+    namespace, _ = run_cells("results.show")
+    (short,) = [row for row in namespace["found"] if "short" in row.name]
+    assert short.protocol.endswith("EMA weights after 2 iterations")
+    assert namespace["folder"].checkpoints()
+    assert all(torch.equal(x[0], namespace["smooth"][0]) for x in (namespace["line"], namespace["fade"]))
+
+
+def small(path: Path, **more) -> str:
+    """Weights as drl_cifar writes them: another size and ladder than the bundled file's."""
+    net = {"channels": 1, "width": 4, "multipliers": [1], "blocks": 1, "head": "dense", "spectral": True}
+    its = {"T": 2, "K": 3, "b2": 0.01, "variant": "text", "size": 8, "noise": 0.7}
+    key = {"net": net, "settings": its, "dataset": "fashion_mnist", **more}
+    torch.manual_seed(1)
+    return str(checkpoint.save_weights(path, TimeWideResNet(**net), {"key": key, "iteration": 1234}))
+
+
+def test_net_size_and_chains_are_the_checkpoints(tmp_path: Path):
+    path = small(tmp_path / "small.safetensors")
+    namespace, _ = run_cells("results.show", checkpoint=path, preset="paper", pairs=3, steps=3, at_once=2)
+    assert namespace["smooth"].shape == (3, 3, 1, 8, 8)
+    assert torch.equal(namespace["tables"].delta, recovery.noising(2, 0.01, "text").delta)
+    says = "size = 8, T = 2, K = 3, b2 = 0.01, variant = text, noise = 0.7; EMA weights after 1,234 iterations"
+    assert {row.protocol for row in namespace["found"]} == {f"3 pairs, 3 points, arc; {says}"}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"preset": "paper"}, "checkpoint = None: preset 'paper' needs a file that drl_cifar trained"),
+        ({"checkpoint": "{folder}/foreign.safetensors"}, "is not of drl_cifar: its header names no net, settings or"),
+        ({"checkpoint": "{folder}/faces.safetensors", "dataset": "lsun_church"}, "the checkpoint is of celeba"),
+        ({"dataset": "mnist"}, "dataset = 'mnist': the checkpoint is of fashion_mnist"),
+    ],
+)
+def test_the_wrong_weights_stop_the_page_before_anything_is_read_or_trained(tmp_path, monkeypatch, given, sentence):
+    checkpoint.save_weights(tmp_path / "foreign.safetensors", MLP())
+    small(tmp_path / "faces.safetensors", dataset="celeba")
+    monkeypatch.setattr("ebmlib.data.images", lambda *_, **__: pytest.fail("images were read", pytrace=False))
+    given = {name: text.replace("{folder}", str(tmp_path)) for name, text in given.items()}
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=sentence):
+        run_cells("results.show", **given)
+    assert sorted(tmp_path.iterdir()) == before
