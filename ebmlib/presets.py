@@ -315,7 +315,7 @@ NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
         DRLInterpolation,
         {
             "smoke": {"steps": 3, "pairs": 2, "at_once": 2, "own_iterations": 2, "batch": 4, "warmup": 1},
-            "quick": {"pairs": 16, "at_once": 16, "own_iterations": 120},
+            "quick": {"pairs": 16, "at_once": 16, "own_iterations": 150},
             "gpu": {"steps": 17, "pairs": 256, "at_once": 64, "own_iterations": 1000},
             "paper": {},
         },
