@@ -28,8 +28,18 @@ SMALL = {"width": 16, "blocks": 1, "batch": 16, "lr": 5e-4, "cosine": True, "fli
 PLAIN = {"size": 16, "K": 20, "batch": 32, "cosine": True}
 
 # Every CPU run of drl_long_run: few pixels, so that a thousand levels of long chains can be afforded.
-SHORT = {"size": 8, "width": 16, "multipliers": (1, 2), "blocks": 1, "spectral": False, "flip": False}
-SHORT |= {"batch": 64, "lr": 2e-3, "cosine": True, "clip_norm": 10.0}
+SHORT = {
+    "size": 8,
+    "width": 16,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "spectral": False,
+    "flip": False,
+    "batch": 64,
+    "lr": 2e-3,
+    "cosine": True,
+    "clip_norm": 10.0,
+}
 
 # For each notebook its settings and what each preset changes in them; the first preset of every list is the fastest.
 NOTEBOOKS: dict[str, tuple[type, dict[str, dict[str, Any]]]] = {
