@@ -39,6 +39,7 @@ def in_process(tmp_path: Path, monkeypatch):
         pyplot.close("all")
 
 
+@pytest.mark.slow
 def test_shared_noise_holds_a_row_together_and_fresh_noise_does_not(tmp_path: Path):
     """With the bundled weights, and no training: then no run is made and no row speaks of one."""
     namespace, _ = run_cells("results.show", own_iterations=0, pairs=16, at_once=6, steps=5)

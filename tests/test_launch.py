@@ -72,6 +72,7 @@ def apart(one, two, kind="ema"):
 
 
 @with_accelerate
+@pytest.mark.slow
 def test_two_processes_train_the_reservoir_notebook_as_one(start, tmp_path):
     done(start(1, tmp_path / "one", "improved_cd_toy"))
     out, _ = done(start(2, tmp_path / "two", "improved_cd_toy"))
