@@ -72,3 +72,20 @@ def smoke_book() -> Path:
     if run.returncode:
         pytest.fail(f"the book does not build at preset smoke:\n{run.stdout}{run.stderr}", pytrace=False)
     return ROOT / "build" / "test-book" / "_build" / "html"
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, monkeypatch):
+    """A folder to run cells in, with figures, random numbers and variables as they were afterwards."""
+    import matplotlib
+    import torch
+    from matplotlib import pyplot
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # first set, so that what the cells leave is undone, too
+    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
+        yield
+        pyplot.close("all")

@@ -1,8 +1,9 @@
 """The cells of drl_interpolation in this process: whose weights it takes, what stops it early, what its rows say."""
 
-import json
+from functools import partial
 from pathlib import Path
 
+import cells
 import pytest
 import torch
 
@@ -12,31 +13,8 @@ from ebmlib.nets.energies import MLP, TimeWideResNet
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_cells(until: str, **given) -> tuple[dict, str]:
-    """The globals after the code cells before the first that holds `until`, and the source of that one."""
-    cells = json.loads((ROOT / "notebooks" / "drl_interpolation.ipynb").read_text())["cells"]
-    parameters, *rest = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    namespace: dict = {}
-    exec(parameters, namespace)
-    namespace |= {"preset": "smoke", "device": "cpu", **given}
-    for source in rest:
-        if until in source:
-            return namespace, source
-        exec(source, namespace)
-    raise LookupError(f"no cell holds {until}")
-
-
-@pytest.fixture(autouse=True)
-def in_process(tmp_path: Path, monkeypatch):
-    """A folder to run cells in, with figures and random numbers as they were afterwards."""
-    import matplotlib
-    from matplotlib import pyplot
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
-        yield
-        pyplot.close("all")
+pytestmark = pytest.mark.usefixtures("in_process")
+run_cells = partial(cells.run_cells, "drl_interpolation", preset="smoke", device="cpu")
 
 
 @pytest.mark.slow

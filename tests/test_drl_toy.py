@@ -1,9 +1,10 @@
 """The cells of drl_toy in this process: what stops it early, what its guard sees, and what its rows say."""
 
-import json
 import os
+from functools import partial
 from pathlib import Path
 
+import cells
 import pytest
 import torch
 
@@ -13,37 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SMOKE = {"preset": "smoke", "device": "cpu", "iterations": 2}
 
 
-def code_cells() -> list[str]:
-    cells = json.loads((ROOT / "notebooks" / "drl_toy.ipynb").read_text())["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
-def run_cells(until: str, **given) -> tuple[dict, str]:
-    """The globals after the code cells before the first that holds `until`, and the source of that one."""
-    parameters, *rest = code_cells()
-    namespace: dict = {}
-    exec(parameters, namespace)
-    namespace |= SMOKE | given
-    for source in rest:
-        if until in source:
-            return namespace, source
-        exec(source, namespace)
-    raise LookupError(f"no cell holds {until}")
-
-
-@pytest.fixture(autouse=True)
-def in_process(tmp_path: Path, monkeypatch):
-    """A folder to run cells in, with figures, random numbers and variables as they were afterwards."""
-    import matplotlib
-    from matplotlib import pyplot
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # first set, so that what the cells leave is undone, too
-    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
-        yield
-        pyplot.close("all")
+pytestmark = pytest.mark.usefixtures("in_process")
+run_cells = partial(cells.run_cells, "drl_toy", **SMOKE)
 
 
 def trained(**given) -> str:
@@ -118,7 +90,7 @@ def test_deterministic_reaches_both_trainings(wanted: bool):
     exec(fit, namespace)
     assert seen == [wanted] * 2
     assert namespace["usual"]["deterministic"] is wanted
-    (short,) = [source for source in code_cells() if "step_short" in source]
+    (short,) = [source for source in cells.code_cells("drl_toy") if "step_short" in source]
     assert "| usual" in short
 
 

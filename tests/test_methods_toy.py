@@ -1,9 +1,10 @@
 """The cells of methods_toy in this process: VAEBM's two trainings on one budget, its density, and resuming."""
 
-import json
 import math
+from functools import partial
 from pathlib import Path
 
+import cells
 import pytest
 import torch
 
@@ -12,31 +13,8 @@ from ebmlib import latent
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run_cells(until: str, **given) -> tuple[dict, str]:
-    """The globals after the code cells before the first that holds `until`, and the source of that one."""
-    cells = json.loads((ROOT / "notebooks" / "methods_toy.ipynb").read_text())["cells"]
-    parameters, *rest = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    namespace: dict = {}
-    exec(parameters, namespace)
-    namespace |= {"preset": "smoke", "device": "cpu", **given}
-    for source in rest:
-        if until in source:
-            return namespace, source
-        exec(source, namespace)
-    raise LookupError(f"no cell holds {until}")
-
-
-@pytest.fixture(autouse=True)
-def in_process(tmp_path: Path, monkeypatch):
-    """A folder to run cells in, with figures and random numbers as they were afterwards."""
-    import matplotlib
-    from matplotlib import pyplot
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
-        yield
-        pyplot.close("all")
+pytestmark = pytest.mark.usefixtures("in_process")
+run_cells = partial(cells.run_cells, "methods_toy", preset="smoke", device="cpu")
 
 
 def same(one: dict, other: dict) -> bool:

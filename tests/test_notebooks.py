@@ -12,6 +12,7 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ import formats
 import papermill
 import pytest
 import torch
+from cells import run_cells as run_cells_of
 
 from book.execution import NO_START
 from ebmlib import checkpoint, recovery, results, settings
@@ -224,33 +226,7 @@ def test_resume_without_an_unfinished_run_stops(main_job):
 # Cells of drl_cifar in this process
 
 
-def run_cells(until: str, **given) -> tuple[dict, str]:
-    """The globals after the code cells before the first that holds `until`, and the source of that one."""
-    parameters, *rest = cells(ROOT / "notebooks" / "drl_cifar.ipynb", "code")
-    namespace: dict = {}
-    exec(parameters, namespace)
-    namespace |= given
-    for source in rest:
-        if until in source:
-            return namespace, source
-        exec(source, namespace)
-    raise LookupError(f"no cell holds {until}")
-
-
-@pytest.fixture
-def in_process(tmp_path: Path, monkeypatch):
-    """A folder to run cells in, with figures, random numbers and variables as they were afterwards."""
-    import matplotlib
-    from matplotlib import pyplot
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")  # first set, so that what the cells leave is undone, too
-    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
-        yield
-        pyplot.close("all")
+run_cells = partial(run_cells_of, "drl_cifar")
 
 
 SMOKE = {"preset": "smoke", "dataset": "fashion_mnist", "device": "cpu"}

@@ -3,44 +3,20 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
+import cells
 import pytest
 import torch
 
 from ebmlib import results, training
 
 ROOT = Path(__file__).resolve().parents[1]
-GIVEN = {"preset": "smoke", "device": "cpu", "dataset": "fashion_mnist"}
 
 
-def run_cells(until: str, **given) -> tuple[dict, str]:
-    """The globals after the code cells before the first that holds `until`, and the source of that one."""
-    cells = json.loads((ROOT / "notebooks" / "self_adversarial_images.ipynb").read_text())["cells"]
-    parameters, *rest = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    namespace: dict = {}
-    exec(parameters, namespace)
-    namespace |= GIVEN | given
-    for source in rest:
-        if until and until in source:
-            return namespace, source
-        exec(source, namespace)
-    if until:
-        raise LookupError(f"no cell holds {until}")
-    return namespace, ""
-
-
-@pytest.fixture(autouse=True)
-def in_process(tmp_path: Path, monkeypatch):
-    """A folder to run cells in, with figures and random numbers as they were afterwards."""
-    import matplotlib
-    from matplotlib import pyplot
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
-        yield
-        pyplot.close("all")
+pytestmark = pytest.mark.usefixtures("in_process")
+run_cells = partial(cells.run_cells, "self_adversarial_images", preset="smoke", device="cpu", dataset="fashion_mnist")
 
 
 def same(one: dict, other: dict) -> bool:
@@ -124,11 +100,11 @@ def test_a_training_that_diverges_before_any_checkpoint_says_so():
 
 
 def test_its_file_is_judged_again_to_the_same_numbers(tmp_path):
-    first, _ = run_cells("")
+    first, _ = run_cells(None)
     place = first["folder"].folder
     (kept,) = place.glob("step-*")
     assert json.loads((place / "run.json").read_text())["finished"]
-    again, _ = run_cells("", checkpoint=str(kept), run_dir=str(tmp_path / "other"))
+    again, _ = run_cells(None, checkpoint=str(kept), run_dir=str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
     told = lambda rows: [row for row in rows if row.preset == "smoke"]
     assert told(again["rows"]) == told(first["rows"])
@@ -138,7 +114,7 @@ def test_its_file_is_judged_again_to_the_same_numbers(tmp_path):
 def test_a_foreign_checkpoint_is_refused_before_anything_is_trained():
     other = ROOT / "data" / "checkpoints" / "drl_fashion_mnist.safetensors"
     with pytest.raises(ValueError, match=r"^checkpoint = '.*' does not hold the three trainings of this notebook$"):
-        run_cells("", checkpoint=str(other))
+        run_cells(None, checkpoint=str(other))
     assert not Path("runs").exists()
 
 
