@@ -35,7 +35,9 @@ if ends == "late":
     sys.exit("killed")
 if ends == "edit":
     Path("ebmlib/core.py").write_text("# changed\\n")
-row = Row("KL", 1.0 + int(given["seed"]), seed=int(given["seed"]), seconds=10.0, dataset=given.get("dataset", ""))
+about = {"seconds": 10.0, "dataset": given.get("dataset", "")}
+about["protocol"] = " ".join(given.get(key, "") for key in ("T", "K", "objective"))
+row = Row("KL", 1.0 + int(given["seed"]), seed=int(given["seed"]), **about)
 cell = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [{"data": {MIME: [asdict(row)]}}]}
 seconds = 60.0 + 4000 * (given["seed"] == "2")
 new.write_text(json.dumps({"cells": [cell], "metadata": {"papermill": {"duration": seconds}}}))
@@ -54,7 +56,7 @@ def bench(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     for notebook in module.PLAN:
         (tmp_path / "notebooks").mkdir(exist_ok=True)
-        (tmp_path / "notebooks" / f"{notebook}.ipynb").write_text("{}")
+        (tmp_path / "notebooks" / module.source(notebook).name).write_text("{}")
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "ebmlib", "notebooks")
     git(tmp_path, "commit", "-q", "-m", "Begin")
@@ -107,6 +109,17 @@ def test_means_stand_only_where_there_are_several_seeds(bench, monkeypatch):
     assert set(meta["seconds"].values()) == {60, 4060}
     assert meta["commit"] == git(bench.ROOT, "rev-parse", "--short=12", "HEAD")
     assert [row.seed for row in written(bench, "partition_toy")[0]] == [0]
+
+
+def test_one_notebook_may_have_a_second_file_with_a_title_and_a_note(bench, monkeypatch):
+    run(bench, monkeypatch, "drl_cifar_ablations")
+    rows, meta = written(bench, "drl_cifar_ablations")
+    assert {name for name, _ in calls(bench)} == {"drl_cifar"}
+    assert [(given["T"], given["K"]) for _, given in calls(bench)].count(("6", "30")) == 1
+    assert {given["preset"] for _, given in calls(bench)} == {"cpu"}
+    assert len(rows) == len(calls(bench)) == len(set(meta["settings"].values())) == 6
+    assert meta["title"]
+    assert "Table 2" in meta["note"]
 
 
 def test_the_hash_of_the_settings_knows_the_data_set(bench):
