@@ -50,8 +50,8 @@ from ebmlib.samplers import decoupled, langevin, ula
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"torchebm": "0.8.9", "ebmkit": "0.16.0"}
-OURS = ("langevin", "compiled", "compiled, CUDA graphs")
-MAY_FAIL = ("compiled", "compiled, CUDA graphs", "torchebm, fused kernel")  # need a compiler: without one, a reason
+OURS = ("langevin", "compiled", "CUDA graph", "compiled, CUDA graph")
+MAY_FAIL = ("compiled", "compiled, CUDA graph", "torchebm, fused kernel")  # need a compiler: without one, a reason
 SLICE, MOST_STEPS = 0.25, 200  # seconds that one contender's turn should last, and steps that it may have at most
 ROUNDS = (3, 15)  # at least and at most
 LEVEL = 3  # of DRL's six: a chain with a quadratic term, in the middle of the ladder
@@ -191,27 +191,21 @@ def ours(problem: Problem, energy: Energy | None = None) -> Run:
     return lambda x, K, b: langevin(energy, x, decoupled(problem.a, b, K))[0]
 
 
-def compiled(problem: Problem) -> Run:
-    """`langevin` with the library's own switch on "compile", for this batch alone; the loop itself stays Python."""
+def switched(problem: Problem, mode: str) -> Run:
+    """`langevin` with the library's own switch on `mode`, compiled for this batch alone where that is part of it."""
     torch._dynamo.reset()  # else the second batch would get code for batches of any size
     plain = ours(problem)
 
     def run(x: Tensor, K: int, b: float) -> Tensor:
-        engine.use("compile")
+        engine.use(mode)
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", message=".*runs plainly")  # that would be another contender
+            with warnings.catch_warnings():  # each of these would be another contender
+                warnings.filterwarnings("error", message=".*runs? (plainly|step by step)")
                 return plain(x, K, b)
         finally:
             engine.use("plain")
 
     return run
-
-
-def replayed(problem: Problem) -> Run:
-    """`langevin` with the energy compiled and its kernels replayed from CUDA graphs."""
-    torch._dynamo.reset()
-    return ours(problem, torch.compile(problem.energy, dynamic=False, mode="reduce-overhead"))
 
 
 def naive(problem: Problem) -> Run:
@@ -284,11 +278,17 @@ def torchebm_fused(problem: Problem) -> Run:
 
 
 def contenders(device: torch.device) -> dict[str, Callable[[Problem], Run]]:
-    """Everyone in the order of a round; two more on a GPU."""
-    everyone = {"bare": bare, "langevin": ours, "compiled": compiled, "naive": naive}
+    """Everyone in the order of a round; three more on a GPU."""
+    everyone = {
+        "bare": bare,
+        "langevin": ours,
+        "compiled": partial(switched, mode="compile+channels-last"),
+        "naive": naive,
+    }
     everyone |= {"torchebm": torchebm, "ebmkit": ebmkit}
     if device.type == "cuda":
-        everyone["compiled, CUDA graphs"] = replayed
+        everyone["CUDA graph"] = partial(switched, mode="graph")
+        everyone["compiled, CUDA graph"] = partial(switched, mode="compile+channels-last+graph")
         everyone["torchebm, fused kernel"] = torchebm_fused
     return everyone
 
@@ -622,7 +622,7 @@ def main() -> None:
     if left_out and not given.dry_run:
         raise SystemExit("; ".join(left_out.values()))
     if given.no_compile:
-        left_out |= dict.fromkeys(("compiled", "compiled, CUDA graphs"), "left out with --no-compile")
+        left_out |= dict.fromkeys(("compiled", "compiled, CUDA graph"), "left out with --no-compile")
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True  # for everyone, as training.fit sets it
     about, content = meta(given, device, left_out), {"rows": [], "growth": [], "training": []}

@@ -3,6 +3,7 @@
 Every Langevin chain of the book is one update, x' = x - a grad E(x) + b xi, at temperature b^2 / (2 a).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,13 +12,15 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from ebmlib import core
+from ebmlib import core, engine
 from ebmlib.core import Energy, checked, expand, flat_sum
 from ebmlib.engine import energy_and_grad
 
 Scalar = float | Tensor
 Pair = tuple[Scalar, Scalar]
 Noise = torch.Generator | Callable[[Tensor], Tensor] | None  # where a Langevin chain takes its noise from
+Seen = tuple[Tensor, Tensor] | None  # (E(x), grad E(x)) where a gradient was last taken
+WORTH_RECORDING = 5  # steps: recording costs about two of them
 
 
 class Info(NamedTuple):
@@ -97,7 +100,7 @@ def _update(
     project: Callable[[Tensor], Tensor] | None,
     differentiable: bool,
     noise: Tensor | None = None,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, Seen]:
     """x' and (E(x), grad E(x)), or None in its place where no gradient was taken; noise given is not drawn."""
     seen = None
     if not _is_zero(a):
@@ -117,7 +120,80 @@ def _forgetful(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng: Noise, *res
     return torch.utils.checkpoint.checkpoint(again, x, use_reentrant=False)
 
 
-def _info(x: Tensor, seen: tuple[Tensor, Tensor] | None) -> Info:
+def _kind(value: Scalar) -> Any:
+    """What two step sizes or noises must share for one recorded step to serve both."""
+    return tuple(value.shape) if isinstance(value, Tensor) else "none" if value == 0 else "number"
+
+
+def _column(values: Sequence[Scalar], x: Tensor, row: Tensor) -> Callable[[], Scalar]:
+    """The value of the present step: one for all, or the entry of a table that `row` (1,) counts through."""
+    first = values[0]
+    if all(value is first or (not isinstance(value, Tensor) and value == first) for value in values):
+        return lambda: first
+    table = torch.stack([torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in values])
+    return lambda: table.index_select(0, row)[0]
+
+
+def _replayed(
+    energy: Energy, x: Tensor, schedule: Sequence[Pair], rng: Any, clip: Any, project: Any, callback: Any
+) -> tuple[Tensor, Seen, int]:
+    """The chain by recorded steps as far as that goes: x, the last gradient seen, and how many pairs were taken.
+
+    Each stretch of like pairs is one recorded step, played for every pair; a shorter one is taken step by step.
+    """
+    x, seen, k = x.clone(), None, 0  # the clone stays in its place; everything else is made anew by each step
+
+    def step() -> None:
+        nonlocal now
+        y, now = _update(energy, x, a(), b(), rng, clip, project, False)
+        x.copy_(y)
+        row.add_(1)
+
+    for _, stretch in itertools.groupby(schedule, lambda pair: tuple(map(_kind, pair))):
+        pairs, row, now = list(stretch), torch.zeros(1, dtype=torch.long, device=x.device), None
+        a, b = (_column(values, x, row) for values in zip(*pairs))
+        play = step
+        if len(pairs) >= WORTH_RECORDING:
+            play = engine.record(step, energy, x, rng)
+            if play is None:
+                return x, seen, k
+        for i in range(len(pairs)):
+            play()
+            if callback is not None:
+                callback(k + i, x.clone())
+        k, seen = k + len(pairs), seen if now is None else (now[0].clone(), now[1].clone())
+    return x, seen, k
+
+
+def _repeat(
+    move: Callable[..., tuple[Tensor, ...]],
+    state: tuple[Tensor, ...],
+    K: int,
+    energy: Energy,
+    rng: torch.Generator | None,
+    callback: Callable[[int, Tensor], None] | None,
+) -> tuple[Tensor, ...]:
+    """`state` (x first) after K moves: a recorded one played K times where the engine records, else one by one."""
+    play, static = None, ()
+
+    def step() -> None:
+        for old, new in zip(static, move(*static)):
+            old.copy_(new)
+
+    if K >= WORTH_RECORDING and engine.records(energy, state[0], rng):
+        static = tuple(part.clone() for part in state)  # these stay in their places
+        play = engine.record(step, energy, state[0], rng)
+    for k in range(K):
+        if play is None:
+            state = move(*state)
+        else:
+            play()
+        if callback is not None:
+            callback(k, state[0] if play is None else static[0].clone())
+    return state if play is None else static
+
+
+def _info(x: Tensor, seen: Seen) -> Info:
     nothing = x.new_full(x.shape[:1], math.nan)
     value, grad_norm = (nothing, nothing) if seen is None else (seen[0].detach(), _norm(seen[1]))
     return Info(value, grad_norm, torch.ones_like(nothing))
@@ -167,9 +243,11 @@ def langevin(
     kept = len(schedule) if differentiable is True else int(differentiable)
     if not 0 <= kept <= len(schedule):
         raise ValueError(f"differentiable = {kept} steps; the schedule has {len(schedule)}")
-    x, seen = x.detach(), None
-    for k, (a, b) in enumerate(schedule):
-        graph = k >= len(schedule) - kept
+    x, seen, free, done = engine.start(x), None, schedule[: len(schedule) - kept], 0
+    if len(free) >= WORTH_RECORDING and engine.records(energy, x, rng):
+        x, seen, done = _replayed(energy, x, free, rng, clip, project, callback)
+    for k, (a, b) in enumerate(schedule[done:], done):
+        graph = k >= len(free)
         move = _forgetful if graph and recompute else _update
         x, now = move(energy, x, a, b, rng, clip, project, graph)
         seen = now or seen
@@ -202,20 +280,20 @@ def mala(
 
     x is (B, *S), step a float or (B,). One gradient a step. Source: Roberts and Tweedie (1996).
     """
-    x = x.detach()
+    x = engine.start(x)
     eps, b = expand(step, x), expand((2 * step) ** 0.5, x)
     value, grad = energy_and_grad(energy, x)
-    total = torch.zeros_like(value)
-    for k in range(K):
+
+    def move(x: Tensor, value: Tensor, grad: Tensor, total: Tensor) -> tuple[Tensor, ...]:
         proposal = x - eps * grad + b * noise_like(x, rng)
         new_value, new_grad = energy_and_grad(energy, proposal)
         forward = flat_sum((proposal - x + eps * grad) ** 2 / (4 * eps))
         backward = flat_sum((x - proposal + eps * new_grad) ** 2 / (4 * eps))
         accept, probability = _accept(value - new_value + forward - backward, rng)
-        x, grad = _pick(accept, proposal, x), _pick(accept, new_grad, grad)
-        value, total = torch.where(accept, new_value, value), total + probability
-        if callback is not None:
-            callback(k, x)
+        value, grad = torch.where(accept, new_value, value), _pick(accept, new_grad, grad)
+        return _pick(accept, proposal, x), value, grad, total + probability
+
+    x, value, grad, total = _repeat(move, (x, value, grad, torch.zeros_like(value)), K, energy, rng, callback)
     return x.detach(), Info(value, _norm(grad), total / max(K, 1))
 
 
@@ -272,18 +350,18 @@ def hmc(
     """
     if L < 1:
         raise ValueError(f"hmc needs at least one leapfrog step; got L = {L}")
-    x = x.detach()
+    x = engine.start(x)
     value, grad = energy_and_grad(energy, x)
-    total = torch.zeros_like(value)
-    for k in range(K):
+
+    def move(x: Tensor, value: Tensor, grad: Tensor, total: Tensor) -> tuple[Tensor, ...]:
         p = noise_like(x, rng)
         new_x, new_p, new_value, new_grad = leapfrog(energy, x, p, grad, step, L)
         log_ratio = value - new_value + 0.5 * (flat_sum(p**2) - flat_sum(new_p**2))
         accept, probability = _accept(log_ratio, rng)
-        x, grad = _pick(accept, new_x, x), _pick(accept, new_grad, grad)
-        value, total = torch.where(accept, new_value, value), total + probability
-        if callback is not None:
-            callback(k, x)
+        value, grad = torch.where(accept, new_value, value), _pick(accept, new_grad, grad)
+        return _pick(accept, new_x, x), value, grad, total + probability
+
+    x, value, grad, total = _repeat(move, (x, value, grad, torch.zeros_like(value)), K, energy, rng, callback)
     return x.detach(), Info(value, _norm(grad), total / max(K, 1))
 
 

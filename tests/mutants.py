@@ -53,6 +53,7 @@ PARALLEL = tuple(
 )
 CACHE, SCORE = ("test_cache.py",), ("test_metrics.py::test_the_score_is_the_mean_over_equal_splits",)
 NEVER_COME = ("test_metrics.py::test_classes_that_never_come_do_not_count",)
+RECORDED = ("test_engine.py::test_a_recorded_chain_is_the_plain_one",)
 REFERENCE = ("test_metrics.py::test_a_reference_to_anything_else_never_hits",)
 SETTINGS, TRAINING = ("test_settings.py",), ("test_training.py::test_ema_against_the_closed_form",)
 
@@ -97,8 +98,8 @@ MUTANTS = [
     Slip(
         "MALA keeps the old gradient",
         "samplers.py",
-        "_pick(accept, proposal, x), _pick(accept, new_grad, grad)",
-        "_pick(accept, proposal, x), grad",
+        "_pick(accept, new_grad, grad)\n        return _pick(accept, proposal, x), value",
+        "grad\n        return _pick(accept, proposal, x), value",
         SAMPLERS,
     ),
     Slip("NaN is accepted", "samplers.py", "nan=-math.inf, posinf", "nan=0.0, posinf", SAMPLERS),
@@ -284,11 +285,14 @@ MUTANTS = [
         "denoising keeps no graph", "objectives.py", "noisy, create_graph=True", "noisy, create_graph=False", OBJECTIVES
     ),
     Slip("denoising without a weight", "objectives.py", "(0.5 * weight *", "(0.5 *", OBJECTIVES),
+    Slip("a recorded chain stays at the first row of its table", "samplers.py", "row.add_(1)", "row.add_(0)", RECORDED),
+    Slip("a recorded chain drops its last gradient", "samplers.py", "seen if now is None else (now", "(now", RECORDED),
+    Slip("a recorded chain is taken again", "samplers.py", "schedule[done:], done", "schedule[:], 0", RECORDED),
     Slip(
         "one step less keeps its graph",
         "samplers.py",
-        "k >= len(schedule) - kept",
-        "k > len(schedule) - kept",
+        "k >= len(free)",
+        "k > len(free)",
         SAMPLERS,
     ),
     Slip(

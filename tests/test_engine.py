@@ -4,16 +4,18 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebmlib import core, densities, engine, recovery
 from ebmlib.core import evaluating
 from ebmlib.nets.energies import MLP, TimeWideResNet
-from ebmlib.samplers import hmc, langevin, mala, ula
+from ebmlib.samplers import decayed, hmc, langevin, mala, ula
 
 ROOT = Path(__file__).resolve().parents[1]
 T = torch.tensor([0, 1, 2, 3])
@@ -23,7 +25,8 @@ T = torch.tensor([0, 1, 2, 3])
 def plain_again():
     yield
     engine.use("plain")
-    engine.backend = "inductor"
+    engine.backend, engine.recorder = "inductor", engine.Recorder()
+    engine._refused.clear()
     torch._dynamo.reset()
 
 
@@ -141,6 +144,20 @@ def test_bfloat16_rounds_the_net_and_not_the_state():
     assert not torch.equal(end, end.bfloat16().float())
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_channels_last_is_another_layout_of_the_same_chain(kernel):
+    net, make, x = energies()["image"]
+    x, layouts = x.expand(-1, 1, -1, -1).repeat(1, 3, 1, 1), []
+    energy = lambda y: layouts.append(y.is_contiguous(memory_format=torch.channels_last)) or inner(y[:, :1])
+    with evaluating(net):
+        inner = make()
+        plain, other, info, seen = both(KERNELS[kernel], energy, x, "channels-last")
+    assert layouts == [False] * (len(layouts) // 2) + [True] * (len(layouts) // 2)
+    assert (plain - x).abs().max() > 0.05
+    torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen, info, rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_be_compiled_runs_plainly_and_says_so_once():
     def energy(x):
         return (x**2).sum(1) * float(x.abs().max().detach() > -1)  # leaves the graph
@@ -177,7 +194,7 @@ def test_a_graph_that_is_kept_never_goes_through_the_engine():
 
 @pytest.mark.parametrize("word", ["fast", "plain+compile", "compile,bfloat16", ""])
 def test_an_unknown_engine_is_refused(word):
-    with pytest.raises(ValueError, match="it must be plain, compile, bfloat16 or compile"):
+    with pytest.raises(ValueError, match="it must be plain, or some of compile, bfloat16, channels-last, graph joined"):
         engine.use(word)
 
 
@@ -187,3 +204,239 @@ def test_the_switch_is_an_environment_variable():
     run = partial(subprocess.run, command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert run(env={**env, "EBMLIB_ENGINE": "compile+bfloat16"}).stdout == "['bfloat16', 'compile']\n"
     assert "the engine is 'quick'" in run(env={**env, "EBMLIB_ENGINE": "quick"}).stderr
+
+
+# Recorded steps ------------------------------------------------------------------------------------------------------
+
+
+class Tape(TorchDispatchMode):
+    """Every operation with the tensors that it met, and copies of those that it changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.before = [], {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for given, argument in zip(args, function._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.before.setdefault(id(given), (given, given.clone()))
+        out = function(*args, **kwargs)
+        self.operations.append((function, args, kwargs, out))
+        return out
+
+    def play(self):
+        with torch.no_grad():
+            for function, args, kwargs, out in self.operations:
+                again = function(*args, **kwargs)
+                for old, new in zip(
+                    *(value if isinstance(value, tuple | list) else (value,) for value in (out, again))
+                ):
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():  # else a view
+                        old.copy_(new)
+
+
+class OnTape:
+    """A recorder for the CPU that does as a CUDA graph: Python runs once, without effect, and then kernels alone."""
+
+    device_type = "cpu"
+
+    def __init__(self):
+        self.recorded = self.played = 0
+
+    def aside(self, device):
+        return nullcontext()
+
+    def record(self, step, device, rng):
+        states, tape = [(g, g.get_state()) for g in {rng, torch.default_generator} - {None}], Tape()
+        with tape:
+            step()
+        for generator, state in states:
+            generator.set_state(state)
+        for tensor, before in tape.before.values():
+            tensor.copy_(before)
+        self.recorded += 1
+
+        def play():
+            self.played += 1
+            tape.play()
+
+        return play
+
+
+def recorded(kernel, energy, x, recorder=None):
+    """The chain step by step and recorded, with the same noise: two pairs (end, info), and the recorder."""
+    engine.recorder = recorder or OnTape()
+    plain, other, info, seen = both(kernel, energy, x, "graph")
+    return (plain, info), (other, seen), engine.recorder
+
+
+SCHEDULES = {
+    "constant": [(0.01, 0.1)] * 8,
+    "falling noise": decayed(0.01, 0.2, 8),  # the last step has no noise
+    "noise first": [(0, 0.1)] + [(0.01, 0.1)] * 7 + [(0.01, 0)],
+    "one a sample": [(torch.linspace(0.005, 0.02, 30), torch.linspace(0.05, 0.2, 30))] * 6,
+    "one a sample, falling": [(0.02 / k * torch.ones(30), torch.linspace(0.05, 0.2, 30) / k) for k in range(1, 8)],
+    "two levels": [(0.01, 0.1)] * 6 + [(0.001, 0.03)] * 6,
+    "short parts": [(0.01, 0.1)] * 3 + [(0.01, 0)] * 3 + [(0, 0.1)] * 6,
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_recorded_chain_is_the_plain_one(name):
+    net, make, x = energies()["conditional"]
+    kernel = lambda energy, x, rng: langevin(
+        energy, x, SCHEDULES[name], rng=rng, clip=2.0, project=lambda x: x.clamp(-2, 2)
+    )
+    with evaluating(net):
+        (plain, info), (other, seen), tape = recorded(kernel, make(), x)
+    assert tape.recorded > 0, "nothing was recorded"
+    assert tape.played >= 6
+    assert (plain - x).abs().max() > 0.05
+    torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(seen, info, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["density", "image"])
+@pytest.mark.parametrize("kernel", ["mala", "hmc"])
+def test_corrected_chains_are_recorded_too(name, kernel):
+    net, make, x = energies()[name]
+    with evaluating(net):
+        (plain, info), (other, seen), tape = recorded(partial(KERNELS[kernel], K=9), make(), x)
+    assert (tape.recorded, tape.played) == (1, 9)
+    torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(seen, info, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc"])
+def test_a_callback_sees_every_state_of_a_recorded_chain(kernel):
+    chains = {
+        "langevin": lambda *given, **rest: langevin(*given, [(0, 0.1)] + [(0.01, 0.1)] * 7, **rest),
+        "mala": partial(mala, step=0.01, K=8),
+        "hmc": partial(hmc, step=0.05, K=8),
+    }
+    states, engine.recorder = {}, OnTape()
+    for mode in ("plain", "graph"):
+        engine.use(mode)
+        states[mode] = []
+        look = lambda k, x, found=states[mode]: found.append((k, x))
+        energy, rng = densities.by_name("9-gaussians").energy, torch.Generator().manual_seed(3)
+        chains[kernel](energy, torch.zeros(20, 2), rng=rng, callback=look)
+    assert engine.recorder.played >= 7
+    assert [k for k, _ in states["graph"]] == list(range(8))
+    for (_, plain), (_, other) in zip(states["plain"], states["graph"]):
+        torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_the_steps_that_keep_their_graph_are_not_recorded():
+    net, make, x = energies()["net"]
+    kernel = lambda energy, x, rng: langevin(energy, x, ula(0.01, 9), rng=rng, differentiable=2)
+    (plain, _), (other, _), tape = recorded(kernel, make(), x)
+    assert (tape.recorded, tape.played) == (1, 7)
+    torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(end.square().sum(), list(net.parameters()), allow_unused=True) for end in (plain, other)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_short_chains_and_noise_from_a_function_are_not_recorded():
+    net, make, x = energies()["net"]
+    for kernel in (
+        lambda energy, x, rng: langevin(energy, x, ula(0.01, 3), rng=rng),
+        lambda energy, x, rng: langevin(energy, x, ula(0.01, 9), rng=torch.ones_like),
+        lambda energy, x, rng: mala(energy, x, 0.01, 3, rng=rng),
+    ):
+        with evaluating(net):
+            (plain, _), (other, _), tape = recorded(kernel, make(), x)
+        assert tape.recorded == 0
+        assert torch.equal(plain, other)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_cannot_be_recorded_runs_step_by_step_and_says_so_once(kernel):
+    class Refusing(OnTape):
+        def record(self, step, device, rng):
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    def run():
+        (plain, _), (other, _), _ = recorded(chain, make(), x, Refusing())
+        return plain, other, chain(make(), x, rng=torch.Generator().manual_seed(3))[0]
+
+    net, make, x = energies()["net"]
+    chain = KERNELS[kernel] if kernel == "langevin" else partial(KERNELS[kernel], K=9)
+    with evaluating(net), pytest.warns(UserWarning, match="runs step by step, since it could not be recorded") as seen:
+        plain, other, again = run()
+    assert len(seen) == 1
+    assert "\n" not in str(seen[0].message)
+    assert torch.equal(plain, other)
+    assert torch.equal(plain, again)
+
+
+def test_a_chain_goes_on_step_by_step_where_a_later_part_cannot_be_recorded():
+    class Once(OnTape):
+        def record(self, step, device, rng):
+            if self.recorded:
+                raise RuntimeError("no more")
+            return super().record(step, device, rng)
+
+    net, make, x = energies()["net"]
+    kernel = lambda energy, x, rng: langevin(energy, x, [(0.01, 0.1)] * 6 + [(0.01, 0)] * 6, rng=rng)
+    with evaluating(net), pytest.warns(UserWarning, match="could not be recorded: no more"):
+        (plain, info), (other, seen), tape = recorded(kernel, make(), x, Once())
+    assert (tape.recorded, tape.played) == (1, 6)
+    torch.testing.assert_close(other, plain, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(seen, info, rtol=1e-5, atol=1e-5)
+
+
+def test_without_cuda_the_graph_part_says_once_that_it_does_nothing():
+    x, engine.recorder = torch.randn(5, 2), engine.Recorder()
+    engine.use("graph")
+    chain = partial(langevin, densities.by_name("9-gaussians").energy, x, ula(0.01, 9))
+    with pytest.warns(UserWarning, match="chains on the cpu run step by step: the engine's graph part needs") as seen:
+        [chain() for _ in range(3)]
+    assert len(seen) == 1
+
+
+def test_a_wrong_energy_says_what_is_wrong_with_it_when_recorded_too():
+    engine.recorder = OnTape()
+    engine.use("graph")
+    with pytest.raises(ValueError, match=r"an energy must return shape \(5,\)"):
+        langevin(lambda x: (x**2).sum(), torch.randn(5, 2), ula(0.01, 9))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("mode", ["graph", "compile+graph"])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", ["net", "conditional", "density", "image"])
+def test_on_cuda_a_recorded_chain_draws_the_noise_of_the_plain_one(name, kernel, mode):
+    torch.set_default_device("cuda")
+    try:
+        net, make, x = energies()[name]
+        net, x = net.cuda(), x.cuda()
+        ends = []
+        for way in ("plain", mode, mode):  # twice: the second graph takes over the memory of the first
+            engine.use(way)
+            rng = torch.Generator("cuda").manual_seed(3)
+            with evaluating(net):
+                chain = (
+                    partial(langevin, schedule=ula(0.01, 9)) if kernel == "langevin" else partial(KERNELS[kernel], K=9)
+                )
+                ends.append((chain(make(), x, rng=rng)[0], torch.rand(3, generator=rng)))
+        for end, after in ends[1:]:
+            torch.testing.assert_close(end, ends[0][0], rtol=1e-4, atol=1e-5)
+            assert torch.equal(after, ends[0][1]), "the generator stands elsewhere"
+    finally:
+        torch.set_default_device("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_an_energy_that_asks_the_host_runs_step_by_step():
+    x, rng = torch.randn(5, 2, device="cuda"), torch.Generator("cuda").manual_seed(0)
+    energy = lambda x: (x**2).sum(1) * float(x.abs().max().detach() > -1)
+    plain, _ = langevin(energy, x, ula(0.01, 9), rng=rng)
+    engine.use("graph")
+    with pytest.warns(UserWarning, match="runs step by step"):
+        other, _ = langevin(energy, x, ula(0.01, 9), rng=rng.manual_seed(0))
+    torch.testing.assert_close(other, plain)
+    assert torch.isfinite(torch.randn(3, device="cuda", generator=rng)).all(), "the generator draws on"

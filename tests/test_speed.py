@@ -213,7 +213,7 @@ def test_a_gpu_gets_the_same_cases_the_papers_width_and_every_way_to_be_fast(spe
     keys = {device: [case.key for case in speed.cases(device, tiny=False)] for device in (cpu, gpu)}
     assert keys[gpu] == [*keys[cpu], "wideresnet-64-paper", "wideresnet-256-paper"]
     more = speed.contenders(gpu).keys() - speed.contenders(cpu).keys()
-    assert more == {"compiled, CUDA graphs", "torchebm, fused kernel"}
+    assert more == {"CUDA graph", "compiled, CUDA graph", "torchebm, fused kernel"}
     assert [speed.drl_settings("gpu", device).precision for device in (cpu, gpu)] == ["float32", "bfloat16"]
 
 
@@ -322,13 +322,17 @@ def verdicts(device: str, found: dict) -> list[str]:
     return [line[-1] for line, goal in zip(lines, performance.GOALS, strict=True) if goal.device == device]
 
 
+def against(bare: float, torchebm: float, ebmkit: float) -> dict[str, float]:
+    return {"bare": bare, "torchebm": torchebm, "ebmkit": ebmkit}
+
+
 @pytest.mark.parametrize(
     ("langevin", "compiled", "said"),
     [
-        ({"bare": 1.05, "torchebm": 0.99, "ebmkit": 0.99}, {"bare": 0.99}, ["met", "met", "met"]),
-        ({"bare": 1.06, "torchebm": 0.99, "ebmkit": 0.99}, {"bare": 1.0}, ["missed", "missed", "met"]),
-        ({"bare": 1.0, "torchebm": 0.5, "ebmkit": 1.0}, {"bare": 0.5}, ["met", "met", "missed"]),
-        ({"bare": 1.0, "torchebm": 0.5}, {"bare": 0.5}, ["met", "met", "not measured"]),
+        (against(1.05, 0.99, 0.99), against(0.99, 0.9, 0.99), ["met", "met", "met", "met"]),
+        (against(1.06, 0.99, 0.99), against(1.0, 1.01, 0.9), ["missed", "missed", "met", "missed"]),
+        (against(1.0, 0.5, 1.0), against(0.5, 0.5, 1.0), ["met", "met", "missed", "missed"]),
+        ({"bare": 1.0, "torchebm": 0.5}, {"bare": 0.5}, ["met", "met", "not measured", "not measured"]),
     ],
 )
 def test_a_goal_on_a_cpu_is_met_in_the_worst_case_or_missed(langevin, compiled, said):
