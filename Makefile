@@ -19,7 +19,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help env book test test-slow lint format smoke lab mutants results compare bench kills lock clean
+.PHONY: help env book test test-slow lint format smoke lab mutants results gpu compare bench kills lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -70,6 +70,9 @@ mutants: env ## plant slips in the library; the tests must catch each
 
 results: env ## run the committed long rows of data/results again (hours)
 	@$(RUN) benchmarks/results.py
+
+gpu: env ## fill the rows and checkpoints that need a GPU (ARGS="--minutes 9" stops in time, ARGS="--dry-run" on any machine)
+	@$(RUN) benchmarks/results.py --gpu $(ARGS)
 
 # Beside the environment, which holds what the lock file names and no more; all that ebmkit needs is PyTorch.
 compare: env ## train two methods beside ebmkit's and write data/results/methods_ebmkit.json (hours)

@@ -1,8 +1,11 @@
 """Runs the long rows that the book commits, one seed a process, into data/results/<notebook>.json.
 
     python benchmarks/results.py [--only drl_toy ml_toy] [--jobs 1]
+    python benchmarks/results.py --gpu [--minutes 9] [--dry-run]      # or: make gpu ARGS="--minutes 9"
 
-The preset is `paper`, and `cpu` where the paper's scale needs a GPU. A finished run is kept under build/results and
+The preset is `paper`, and `cpu` where the paper's scale needs a GPU. With --gpu the runs of preset `gpu` take the place
+of all others; --minutes stops a call in time, and the next one goes on; --dry-run takes preset `smoke`, on any machine,
+and writes under build/results alone. A finished run is kept under build/results and
 not run again while its notebook and the library are the same; an interrupted one goes on from its checkpoint. A file
 is written when every run of its notebook is there, and not at all where the code has changed since they started.
 Several of these may run side by side, each with notebooks of its own.
@@ -12,8 +15,10 @@ import argparse
 import functools
 import hashlib
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ebmlib import checkpoint, results, settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from export import bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "results"
@@ -44,6 +52,9 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
     "partition_toy": [({}, (0,))],  # one run holds all 20 repetitions of every bracket
     "self_adversarial_images": [({"dataset": "fashion_mnist"}, (0, 1, 2))],
     "drl_long_run": [({"dataset": "fashion_mnist"}, (0,))],
+    "drl_cifar_gpu": [({"dataset": "fashion_mnist"}, (0,))],
+    "drl_long_run_gpu": [({"dataset": "fashion_mnist"}, (0,))],
+    "self_adversarial_images_gpu": [({"dataset": "fashion_mnist"}, (0, 1, 2))],
     "drl_cifar_ablations": [  # 512 samples: a thousand levels of 2,048 would take longer than the training
         ({"dataset": "fashion_mnist", "samples": 512, "T": T, "K": K, "iterations": count} | more, (0,))
         for T, K, count, more in (
@@ -56,15 +67,34 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
         )
     ],
 }
-NOTEBOOKS = {"drl_cifar_ablations": "drl_cifar"}  # files that are not called after their notebook
-# All others: paper.
-PRESETS = {"self_adversarial_images": "cpu", "drl_long_run": "cpu", "drl_cifar_ablations": "cpu"}
+NOTEBOOKS = {  # of files that are not called after their notebook
+    "drl_cifar_ablations": "drl_cifar",
+    "drl_cifar_gpu": "drl_cifar",
+    "drl_long_run_gpu": "drl_long_run",
+    "self_adversarial_images_gpu": "self_adversarial_images",
+}
+PRESETS = {"self_adversarial_images": "cpu", "drl_long_run": "cpu", "drl_cifar_ablations": "cpu"}  # others: paper
+GPU = [name for name in PLAN if name.endswith("_gpu")]
+PRESETS |= dict.fromkeys(GPU, "gpu")
+BUNDLED = ("drl_long_run", "drl_cifar_gpu", "drl_long_run_gpu")  # their weights come with the book
 NOTES = {  # what the results page says of a file that is not called after its notebook
     "drl_cifar_ablations": {
         "title": "Levels, steps and objectives of recovery likelihood on images",
         "note": "Table 2 of the paper, small: `drl_cifar` at preset `cpu` on Fashion-MNIST at 16 pixels, one training "
         "seed, three sampling seeds. T = 1 and T = 6 trained for 1,000 iterations, as Table 2 counts. T = 1000 draws "
         "no chains, so an iteration costs a small part; it trained for 6,000.",
+    },
+    "drl_cifar_gpu": {
+        "title": "Recovery likelihood on images, on a GPU",
+        "note": "`drl_cifar` at preset `gpu` on Fashion-MNIST.",
+    },
+    "drl_long_run_gpu": {
+        "title": "Long chains at a thousand levels, on a GPU",
+        "note": "`drl_long_run` at preset `gpu` on Fashion-MNIST.",
+    },
+    "self_adversarial_images_gpu": {
+        "title": "The self-adversarial paper's three rows, on a GPU",
+        "note": "`self_adversarial_images` at preset `gpu`: the paper's net and chains, with fewer iterations.",
     },
 }
 PAPERMILL = (sys.executable, "-m", "papermill")
@@ -83,6 +113,7 @@ class Run:
     parameters: tuple[tuple[str, object], ...]
     seed: int
     code: str
+    dry: bool = False
 
     @property
     def source(self) -> Path:
@@ -90,11 +121,13 @@ class Run:
 
     @property
     def preset(self) -> str:
-        return PRESETS.get(self.notebook, "paper")
+        return "smoke" if self.dry else PRESETS.get(self.notebook, "paper")
 
     @property
     def name(self) -> str:
-        return "-".join([self.notebook, *(str(value) for _, value in self.parameters), str(self.seed)])
+        return "-".join(
+            [self.notebook + "_dry" * self.dry, *(str(value) for _, value in self.parameters), str(self.seed)]
+        )
 
     @property
     def executed(self) -> Path:
@@ -111,10 +144,10 @@ def source(name: str) -> Path:
     return ROOT / "notebooks" / f"{NOTEBOOKS.get(name, name)}.ipynb"
 
 
-def planned(notebook: str) -> list[Run]:
+def planned(notebook: str, dry: bool = False) -> list[Run]:
     """The runs of a notebook, with its code as it is now."""
     code = code_hash(notebook)
-    return [Run(notebook, tuple(given.items()), seed, code) for given, seeds in PLAN[notebook] for seed in seeds]
+    return [Run(notebook, tuple(given.items()), seed, code, dry) for given, seeds in PLAN[notebook] for seed in seeds]
 
 
 def code_hash(notebook: str) -> str:
@@ -144,38 +177,47 @@ def interrupted(run: Run) -> bool:
     return False
 
 
-def execute(run: Run) -> list[results.Row]:
-    """The rows of one run, executed unless they are there."""
+def execute(run: Run, deadline: float = math.inf) -> list[results.Row]:
+    """The rows of one run, executed unless they are there; SystemExit at the `deadline` of time.monotonic()."""
     if not run.executed.exists():
         check_unchanged(run.notebook, run.code)  # else it would be kept under the hash of other code
         resume, new = interrupted(run), run.executed.with_suffix(".new.ipynb")
         command = [*PAPERMILL, "-k", "python3", "--no-progress-bar", str(run.source), str(new)]
         command += ["-r", "preset", run.preset, "-p", "seed", str(run.seed), "-r", "run_dir", str(run.folder)]
         command += ["-p", "resume", str(resume)]
+        if run.preset == "gpu":
+            command += ["-p", "device", "cuda"]  # else a machine without one would begin on its processor
         for name, value in run.parameters:
             command += ["-p", name, str(value)]
         print(f"{run.name}: {'going on' if resume else 'running'}", flush=True)
         earlier = seconds_before(run) if resume else 0.0
-        finish(run, command, earlier)
+        finish(run, command, earlier, deadline)
         clock(run).write_text(f"{earlier + duration(new)}\n")
         new.replace(run.executed)
     spent = seconds(run)
     print(f"{run.name}: done in {spent / 60:.0f} minutes", flush=True)
     if spent > LIMIT:
         print(f"{run.name}: that is more than the {LIMIT / 60:.0f} minutes that a seed may take", flush=True)
-    return results.read(run.executed)
+    return [row for row in results.read(run.executed) if row.preset == run.preset]  # a page shows committed ones, too
 
 
-def finish(run: Run, command: Sequence[str], earlier: float) -> None:
-    """Wait for the command, and note the time so far, which a killed run would take with it."""
+def finish(run: Run, command: Sequence[str], earlier: float, deadline: float = math.inf) -> None:
+    """Wait for the command, and note the time so far, which a killed run would take with it.
+
+    At the deadline the command and its kernel are killed; the run goes on from its checkpoint the next time.
+    """
     begin, environment = time.monotonic(), os.environ | {"OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **streams)
     while process.returncode is None:
         try:
-            errors = process.communicate(timeout=HEARTBEAT)[1]
+            errors = process.communicate(timeout=min(HEARTBEAT, max(0.1, deadline - time.monotonic())))[1]
         except subprocess.TimeoutExpired:
             clock(run).write_text(f"{earlier + time.monotonic() - begin}\n")
+            if time.monotonic() >= deadline:
+                os.killpg(process.pid, signal.SIGKILL)  # a checkpoint is whole or not there
+                process.wait()
+                raise SystemExit(f"{run.name}: stopped in time; the same command goes on from its checkpoint") from None
     if process.returncode:
         raise SystemExit(f"{run.name} failed: {(errors.strip().splitlines() or ['it said nothing'])[-1]}")
 
@@ -214,27 +256,44 @@ def check_unchanged(notebook: str, code: str, commit: str | None = None) -> None
 
 
 def write(notebook: str, runs: Sequence[Run], rows: Sequence[results.Row], commit: str) -> None:
-    """The file of a notebook: means over seeds, then the rows, and how they were made."""
+    """The file of a notebook: means over seeds, then the rows, and how they were made; the weights to be bundled."""
     check_unchanged(notebook, runs[0].code, commit)
-    meta = {"commit": commit, "command": "make results", "settings": {run.name: settings_hash(run) for run in runs}}
+    command = "make gpu" if notebook in GPU else "make results"
+    meta = {"commit": commit, "command": command, "settings": {run.name: settings_hash(run) for run in runs}}
     meta["seconds"] = {run.name: round(seconds(run)) for run in runs}
     meta |= NOTES.get(notebook, {})
-    path = ROOT / "data" / "results" / f"{notebook}.json"
+    path = (OUT / "dry" if runs[0].dry else ROOT / "data" / "results") / f"{notebook}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     results.save(path, results.with_means(rows), overwrite=True, **meta)
     print(f"wrote {path.relative_to(ROOT)}", flush=True)
+    if notebook in BUNDLED:
+        dataset = dict(runs[0].parameters)["dataset"]
+        folder = OUT / "dry" if runs[0].dry else ROOT / "data" / "checkpoints"
+        bundle(finished_folder(runs[0]), f"{source(notebook).stem}_{dataset}" + "_gpu" * (notebook in GPU), folder)
+
+
+def finished_folder(run: Run) -> Path:
+    """Where the run that finished kept its checkpoints: the last of its folder and those beside it."""
+    twin = re.compile(re.escape(run.folder.name) + r"(-(\d+))?")
+    found = [(int(name[2] or 1), path) for path in run.folder.parent.iterdir() if (name := twin.fullmatch(path.name))]
+    return max(found)[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PLAN, nargs="+", default=list(PLAN), metavar="NOTEBOOK", help="some of them")
+    parser.add_argument("--only", choices=PLAN, nargs="+", metavar="NOTEBOOK", help="some of them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
+    parser.add_argument("--gpu", action="store_true", help="the runs that need a GPU in place of all others")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the next call goes on")
+    parser.add_argument("--dry-run", action="store_true", help="preset smoke, nothing outside build/results")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
-    commit, plan = git_commit(), {notebook: planned(notebook) for notebook in options.only}
+    chosen = options.only or [name for name in PLAN if (name in GPU) == options.gpu]
+    commit, plan = git_commit(), {notebook: planned(notebook, options.dry_run) for notebook in chosen}
+    run = functools.partial(execute, deadline=time.monotonic() + 60 * options.minutes)
     for notebook, runs in plan.items():
         with ThreadPoolExecutor(options.jobs) as pool:
-            rows = [row for found in pool.map(execute, runs) for row in found]
+            rows = [row for found in pool.map(run, runs) for row in found]
         write(notebook, runs, rows, commit)
 
 

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from ebmlib import results
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "results.py"
 STAND_IN = """
-import json, os, sys
+import json, os, sys, time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,6 +32,8 @@ run.save(1, {"x": torch.zeros(1)}, {})
 ends = Path("ends").read_text()
 if ends == "interrupted":
     sys.exit("killed")
+if ends == "slow":
+    time.sleep(600)
 run.finish()
 if ends == "late":
     sys.exit("killed")
@@ -37,8 +41,10 @@ if ends == "edit":
     Path("ebmlib/core.py").write_text("# changed\\n")
 about = {"seconds": 10.0, "dataset": given.get("dataset", "")}
 about["protocol"] = " ".join(given.get(key, "") for key in ("T", "K", "objective"))
-row = Row("KL", 1.0 + int(given["seed"]), seed=int(given["seed"]), **about)
-cell = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [{"data": {MIME: [asdict(row)]}}]}
+row = Row("KL", 1.0 + int(given["seed"]), seed=int(given["seed"]), preset=given["preset"], **about)
+earlier = Row("KL", 9.0, seed=[7, 8], preset="quick")  # as a page shows what another run left
+shown = [asdict(row), asdict(earlier)]
+cell = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [{"data": {MIME: shown}}]}
 seconds = 60.0 + 4000 * (given["seed"] == "2")
 new.write_text(json.dumps({"cells": [cell], "metadata": {"papermill": {"duration": seconds}}}))
 """
@@ -73,9 +79,9 @@ def git(folder, *arguments):
     return done.stdout.strip()
 
 
-def run(bench, monkeypatch, *notebooks, ends="well"):
+def run(bench, monkeypatch, *notebooks, ends="well", options=()):
     (bench.ROOT / "ends").write_text(ends)
-    monkeypatch.setattr(sys, "argv", ["results.py", "--only", *notebooks])
+    monkeypatch.setattr(sys, "argv", ["results.py", *(["--only", *notebooks] if notebooks else []), *options])
     bench.main()
 
 
@@ -120,6 +126,52 @@ def test_one_notebook_may_have_a_second_file_with_a_title_and_a_note(bench, monk
     assert len(rows) == len(calls(bench)) == len(set(meta["settings"].values())) == 6
     assert meta["title"]
     assert "Table 2" in meta["note"]
+
+
+@pytest.fixture
+def bundled(bench, monkeypatch):
+    """The folders of weights that were to be bundled, and the files that they would become."""
+    found = []
+    monkeypatch.setattr(bench, "bundle", lambda folder, name, to: found.append((folder, to / name)))
+    return found
+
+
+def test_the_runs_of_a_gpu_ask_for_one_and_their_dry_run_does_not(bench, monkeypatch, bundled):
+    run(bench, monkeypatch, options=["--gpu"])
+    asked = [(name, given["preset"], given["device"]) for name, given in calls(bench)]
+    assert asked == [
+        ("drl_cifar", "gpu", "cuda"),
+        ("drl_long_run", "gpu", "cuda"),
+        *[("self_adversarial_images", "gpu", "cuda")] * 3,
+    ]
+    rows, meta = written(bench, "self_adversarial_images_gpu")
+    assert [row.seed for row in rows] == [[0, 1, 2], 0, 1, 2]
+    assert meta["command"] == "make gpu"
+    assert [path.name for _, path in bundled] == ["drl_cifar_fashion_mnist_gpu", "drl_long_run_fashion_mnist_gpu"]
+    assert {path.parent for _, path in bundled} == {bench.ROOT / "data" / "checkpoints"}
+    shutil.rmtree(bench.ROOT / "data")
+    run(bench, monkeypatch, options=["--gpu", "--dry-run"])
+    dry = calls(bench)[len(asked) :]
+    assert [(given["preset"], "device" in given) for _, given in dry] == [("smoke", False)] * 5
+    assert not (bench.ROOT / "data").exists()
+    assert {path.parent for _, path in bundled[2:]} == {bench.OUT / "dry"}
+
+
+def test_without_the_switch_no_run_needs_a_gpu(bench, monkeypatch, bundled):
+    monkeypatch.setattr(bench, "PLAN", {name: bench.PLAN[name] for name in ("drl_cifar_gpu", "partition_toy")})
+    run(bench, monkeypatch, options=["--dry-run"])
+    assert [(name, given["preset"]) for name, given in calls(bench)] == [("partition_toy", "smoke")]
+
+
+def test_a_call_stops_in_time_and_the_next_one_goes_on(bench, monkeypatch, bundled):
+    begin = time.monotonic()
+    with pytest.raises(SystemExit, match="drl_long_run_gpu-fashion_mnist-0: stopped in time; the same command goes on"):
+        run(bench, monkeypatch, "drl_long_run_gpu", ends="slow", options=["--minutes", "0.15"])
+    assert time.monotonic() - begin < 60
+    run(bench, monkeypatch, "drl_long_run_gpu")
+    assert [given["resume"] for _, given in calls(bench)] == ["False", "True"]
+    assert len(written(bench, "drl_long_run_gpu")[0]) == 1
+    assert [folder.is_dir() for folder, _ in bundled] == [True]
 
 
 def test_the_hash_of_the_settings_knows_the_data_set(bench):
