@@ -40,7 +40,7 @@ if ends == "late":
 if ends == "edit":
     Path("ebmlib/core.py").write_text("# changed\\n")
 about = {"seconds": 10.0, "dataset": given.get("dataset", "")}
-about["protocol"] = " ".join(given.get(key, "") for key in ("T", "K", "objective"))
+about["protocol"] = " ".join([source.stem, *(given.get(key, "") for key in ("T", "K", "objective"))])
 row = Row("KL", 1.0 + int(given["seed"]), seed=int(given["seed"]), preset=given["preset"], **about)
 earlier = Row("KL", 9.0, seed=[7, 8], preset="quick")  # as a page shows what another run left
 shown = [asdict(row), asdict(earlier)]
