@@ -117,6 +117,7 @@ def test_means_stand_only_where_there_are_several_seeds(bench, monkeypatch):
     assert [row.seed for row in written(bench, "partition_toy")[0]] == [0]
 
 
+@pytest.mark.slow
 def test_one_notebook_may_have_a_second_file_with_a_title_and_a_note(bench, monkeypatch):
     run(bench, monkeypatch, "drl_cifar_ablations")
     rows, meta = written(bench, "drl_cifar_ablations")
@@ -136,6 +137,7 @@ def bundled(bench, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_gpu_ask_for_one_and_their_dry_run_does_not(bench, monkeypatch, bundled):
     run(bench, monkeypatch, options=["--gpu"])
     asked = [(name, given["preset"], given["device"]) for name, given in calls(bench)]
