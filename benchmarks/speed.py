@@ -1,12 +1,13 @@
 """Seconds a Langevin step beside the bare gradient, a naive loop, torchebm and ebmkit; and what training DRL costs.
 
-    make bench                          # one CPU thread, into data/benchmarks/cpu.json (about ten minutes)
+    make bench                          # one CPU thread, into data/benchmarks/cpu.json (a quarter of an hour)
     make bench ARGS="--device cuda"     # the same on a GPU, into data/benchmarks/cuda.json
     make bench ARGS="--dry-run"         # tiny sizes, a minute or two, into build/speed: its numbers mean nothing
 
 All contenders of a case evaluate one energy, with the same step and noise, from the same x. Before anything is timed,
 one step without noise and one with the same noise must end at the same x; who ends elsewhere is not timed. Contenders
 take turns, round after round, so that a slow moment of the machine meets all of them, and a ratio is of one round.
+Turns are short and rounds many: within a round the machine should not change, and a median does not care if it did.
 Weights are frozen, in evaluation mode, and spectral normalization is folded into them, for the peers as for us: what
 is compared is the sampler. Only the naive loop has weights that take gradients, as people write it.
 """
@@ -19,6 +20,7 @@ import json
 import multiprocessing
 import os
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -52,8 +54,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"torchebm": "0.8.9", "ebmkit": "0.16.0"}
 OURS = ("langevin", "compiled", "CUDA graph", "compiled, CUDA graph")
 MAY_FAIL = (*OURS[1:], "torchebm, fused kernel")  # need a compiler, or a graph: without one, a reason
-SLICE, MOST_STEPS = 0.25, 200  # seconds that one contender's turn should last, and steps that it may have at most
-ROUNDS = (3, 15)  # at least and at most
+SLICE, MOST_STEPS = 0.1, 200  # seconds that one contender's turn should last, and steps that it may have at most
+ROUNDS, TINY_ROUNDS = (7, 41), 3  # at least and at most
 LEVEL = 3  # of DRL's six: a chain with a quadratic term, in the middle of the ladder
 BATCHES, LENGTHS, SIDES = (1, 10, 100, 1000, 10_000), (1, 10, 100, 1000), (16, 32, 64)
 # Dense bf16 rates of tensor cores in FLOP/s: NVIDIA's data sheets of each card; where they print the rate with
@@ -325,18 +327,23 @@ def interleaved(
     wait: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Any, list[float]]:
-    """Seconds of each run, round after round: A B C A B C. `wait` blocks until the device has done its work."""
+    """Seconds of each run, round after round, the first in the order given and every other in one drawn from a seed.
+
+    Who always follows a run that leaves the caches cold would pay for it. `wait` blocks until the device is done.
+    """
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
+    names, draw = list(runs), random.Random(0)
     gc.collect()
     gc.disable()  # a collection would fall on whoever allocates next
     try:
         for _ in range(rounds):
-            for name, run in runs.items():
+            for name in names:
                 wait()
                 begin = clock()
-                run()
+                runs[name]()
                 wait()
                 seconds[name].append(clock() - begin)
+            draw.shuffle(names)
     finally:
         gc.enable()
     return seconds
@@ -392,7 +399,8 @@ def measure(case: Case, device: torch.device, left_out: Mapping[str, str], tiny:
     wait, x = waiting(device), problem.x
     single = interleaved({0: lambda: runs["bare"](x, 1, problem.b)}, 2, wait)[0][-1]
     K = 2 if tiny else max(1, min(MOST_STEPS, round(SLICE / single)))
-    rounds = ROUNDS[0] if tiny else max(ROUNDS[0], min(ROUNDS[1], int(case.budget / (K * single * len(runs)))))
+    most = int(case.budget / (K * single * len(runs)))
+    rounds = TINY_ROUNDS if tiny else max(ROUNDS[0], min(ROUNDS[1], most))
     turns = {name: partial(run, x, K, problem.b) for name, run in runs.items()}
     seconds = {name: [t / K for t in taken] for name, taken in interleaved(turns, rounds, wait).items()}
     about = {"case": case.key, "title": case.title, "weights": problem.weights, "batch": len(x), "K": K}

@@ -74,10 +74,19 @@ def test_contenders_take_turns_and_ratios_are_of_one_round(speed):
     # The machine is ten times slower in the second round: the ratio within a round does not feel it.
     runs = {"bare": clock.run("bare", order, [1.0, 10.0, 2.0]), "it": clock.run("it", order, [3.0, 30.0, 5.0])}
     seconds = speed.interleaved(runs, 3, clock=clock)
-    assert order == ["bare", "it"] * 3
+    assert [sorted(order[k : k + 2]) for k in (0, 2, 4)] == [["bare", "it"]] * 3
     assert seconds == {"bare": [1.0, 10.0, 2.0], "it": [3.0, 30.0, 5.0]}
     assert speed.spread(seconds["it"]) == {"min": 3.0, "median": 5.0, "max": 30.0}
     assert speed.against(seconds, "it") == {"bare": {"min": 2.5, "median": 3.0, "max": 3.0}}
+
+
+def test_nobody_always_follows_the_same_one(speed):
+    clock, order = Clock(), []
+    speed.interleaved({name: clock.run(name, order, [1.0]) for name in "abcd"}, 40, clock=clock)
+    rounds = ["".join(order[k : k + 4]) for k in range(0, len(order), 4)]
+    assert rounds[0] == "abcd"
+    before = {name: {r[r.index(name) - 1] for r in rounds if r[0] != name} for name in "abcd"}
+    assert before == {name: set("abcd") - {name} for name in "abcd"}
 
 
 def test_the_clock_waits_for_the_device_before_and_after(speed):
@@ -236,7 +245,7 @@ def test_the_dry_command_writes_every_case_and_contender(speed, dry):
             assert row["not_measured"] == "left out with --no-compile"
         elif not row["not_measured"]:
             own, bare = row["rounds"], next(r["rounds"] for r in dry["rows"] if r["case"] == row["case"])
-            assert len(own) == speed.ROUNDS[0]
+            assert len(own) == speed.TINY_ROUNDS
             assert row["seconds"] == {"min": min(own), "median": sorted(own)[1], "max": max(own)}
             if row["contender"] != "bare":
                 ratios = sorted(a / b for a, b in zip(own, bare, strict=True))
