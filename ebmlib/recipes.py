@@ -147,6 +147,17 @@ _RECOVERY_TEXT = replace(
     symbol=("b_0", B_0),
     range="not stated",
 )
+_RECOVERY_NORMAL = replace(  # the normal approximation: one draw, whose temperature 1/2 is that of its own Gaussian
+    _RECOVERY,
+    setting="T1k",
+    source="paper, Eq. 12",
+    a=1,
+    b=1,
+    a_tex=r"$\sigma_{t+1}^2$",
+    b_tex=r"$\sigma_{t+1}$",
+    range="not stated",
+    K=(1,),
+)
 _ADVERSARIAL = Recipe(
     name="self-adversarial",
     key="selfadversarial",
@@ -172,6 +183,7 @@ RECIPES = (  # in the order of the book's table
     _CF_EBM_TEXT,
     _RECOVERY,
     _RECOVERY_TEXT,
+    _RECOVERY_NORMAL,
     _ADVERSARIAL,
     replace(_ADVERSARIAL, setting="noise-free", b=0),
 )

@@ -36,6 +36,7 @@ PUBLISHED = {
     ("CF-EBM", "paper", ""): (0.5, 0.137, None, (15, 30, 50, 50, 60), 1.9e-2),
     ("recovery likelihood", "code", "T6"): (0.5, 1, None, (30,), 1),
     ("recovery likelihood", "paper", ""): (2e-8, 2e-4, None, (30,), 1),
+    ("recovery likelihood", "paper, Eq. 12", "T1k"): (1, 1, None, (1,), 0.5),
     ("self-adversarial", "paper", "noisy"): (0.05, 0.1, None, (40, 60), 0.1),
     ("self-adversarial", "paper", "noise-free"): (0.05, 0, None, (40, 60), 0),
 }
@@ -89,7 +90,7 @@ def test_recipes_and_settings_say_the_same():
 TEMPERATURES = [
     *["1", r"$1.3 \cdot 10^{-6}$", r"$5 \cdot 10^{-5}$", r"$5 \cdot 10^{-5}$"],
     *[r"$5 \cdot 10^{-9}$", r"$1 \cdot 10^{-9}$", r"$1 \cdot 10^{-9}$", r"$5 \cdot 10^{-10}$", "1"],
-    *[r"$1.1 \cdot 10^{-4}$, falls to 0", r"$1.9 \cdot 10^{-2}$, falls to 0", "1", "1", ".1", "0"],
+    *[r"$1.1 \cdot 10^{-4}$, falls to 0", r"$1.9 \cdot 10^{-2}$, falls to 0", "1", "1", ".5", ".1", "0"],
 ]
 
 
@@ -104,7 +105,9 @@ def test_the_table_reads_as_a_person_would_write_it():
     assert rows[9][:2] == ["the same, CelebA-HQ, LSUN [paper, supplement B.2]", "1,000"]
     assert rows[10][1:3] == [r"$\eta/2$, $\eta = 8 \cdot 10^{-5}$", r"$\sqrt{\eta}$"]
     assert rows[14][1] == r"$b_0^2\sigma_t^2/2$, $b_0 = .0002$"
-    assert [rows[k][6] for k in (2, 11, 12, 16)] == ["any", "15 a resolution", "15, 30, 50, 50, 60", "40 or 60"]
+    assert [rows[k][6] for k in (2, 11, 12, 15, 17)] == [
+        *["any", "15 a resolution", "15, 30, 50, 50, 60", "1 a level", "40 or 60"],
+    ]
 
 
 def test_every_recipe_is_cited():
