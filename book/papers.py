@@ -1,8 +1,9 @@
 """The papers' tables beside our rows: `book/papers/*.toml` hold what a paper prints, results what we ran.
 
 A table has `columns`, a `note` with its protocol, rows of other works (`quoted`), and rows of the paper itself. Each of
-those names the rows of ours that answer it (`ours`), the command that would run it, and why it was not run or how ours
-differs. A row of ours that is nowhere to be found, or a paper's row without an answer and a reason, is an error.
+those names the rows of ours that answer it (`ours`; by the end of their protocol, `at`, where their names are the
+same), the command that would run it, and why it was not run or how ours differs. A row of ours that is nowhere to be
+found, or a paper's row without an answer and a reason, is an error.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ def _answer(row: dict, rows: Rows) -> list[str]:
 def _answers(asked: dict, rows: Rows) -> list[str]:
     """HTML for each row of ours that was asked for: value, preset, seeds, data set."""
     found = rows.of(asked["notebook"], asked["name"], asked["dataset"])
+    found = [row for row in found if row.protocol.endswith(asked.get("at", ""))]
     if not found and rows.complete:
         raise LookupError(f"book/papers asks for {asked}, and no run made such a row.")
     lines = []

@@ -671,6 +671,16 @@ def test_a_row_of_ours_that_no_run_made_is_an_error_once_all_have_run(tmp_path: 
         papers.page(Project(tmp_path), papers.Rows({}, complete=True))
 
 
+def test_a_paper_row_takes_ours_of_its_own_settings_where_names_are_the_same(tmp_path: Path):
+    asked = 'dataset = "toy", at = "T = 1000, K = 0"'
+    write(tmp_path, {"book/papers/a.toml": TABLE.format(order=1).replace('dataset = "toy"', asked)})
+    row = results.Row("FID", 4.0, dataset="toy", preset="paper", seed=0, protocol="n = 9; T = 1000, K = 0")
+    others = (replace(row, value=5.0, protocol=f"n = 9; {of}") for of in ("T = 1000, K = 0, DSM", "T = 6, K = 0"))
+    text = papers.page(Project(tmp_path), papers.Rows({("one", "FID", "toy"): [*others, row]}, complete=True))
+    line = re.search(r"<tr><th scope=.row.>with noise.*?</tr>", text)[0]
+    assert re.findall(r"<strong>(.*?)</strong>", line) == ["4"]
+
+
 def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
     def of(method: str, kl: float | None, mmd: float, preset: str, lost: float = 0.0) -> list[results.Row]:
         about = {"dataset": "toy", "preset": preset, "seed": 0, "device": "CPU"}
