@@ -293,8 +293,9 @@ class DRL:
     deterministic: bool = value(False, source="training on CUDA repeats bit for bit, more slowly")
 
     def implied(self, given: Mapping[str, Any]) -> "DRL":
-        """What other settings bring where it is not given: T = 1000 the normal approximation K = 0; the variant "text"
-        its b = .0002, its noise at test time and Table 4's head. Elsewhere K = 0 has no meaning.
+        """What other settings bring where it is not given: T = 1000 the normal approximation K = 0, whose noise is the
+        conditional's own; the variant "text" its b = .0002, its noise at test time and Table 4's head. Elsewhere K = 0
+        has no meaning.
         """
         if self.K == 0 and self.T != 1000:
             raise ValueError(f"K = 0 with T = {self.T}: the normal approximation is for T = 1000, else K is at least 1")
@@ -302,6 +303,8 @@ class DRL:
             steps = f"T = {self.T}" + f" and K = {self.K}" * bool(given.get("K"))
             raise ValueError(f"objective = 'dsm' with {steps}: denoising score matching is for T = 1000 and K = 0")
         implied = {"K": 0} if self.T == 1000 else {}
+        if self.T == 1000 and not given.get("K"):
+            implied |= {"noise": 1.0}  # less of it, a thousand times, and the samples have too little variance
         if self.variant == "text":
             implied |= {"b2": 4e-8, "noise": 1.0, "head": "dense"}
         return replace(self, **{name: to for name, to in implied.items() if name not in given})

@@ -300,16 +300,22 @@ def test_the_papers_numbers_stand_beside_rows_of_its_own_net_and_data_alone(in_p
     tables = tomllib.loads((ROOT / "book" / "papers" / "drl.toml").read_text())["table"]
     told = {row["name"]: row["values"] for row in next(t for t in tables if t["source"] == "Table 2")["row"]}
     numbers = lambda *given: [found.get("paper") for found in namespace["printed"](*given)]
-    for T, K in namespace["table2"]:
-        expected = [float(value.partition(" ")[0]) for value in told[f"T = {T}, K = {K}"]]
-        assert numbers("inception", "cifar10", (3, 32, 32), T, K) == expected
+    paper = lambda **given: settings.start("drl_cifar", {"preset": "paper", **given}).config
+    for T, K, *objective in namespace["table2"]:
+        given = {"T": T, "K": K, "objective": (objective or ["recovery"])[0]}
+        row = f"T = {T}, K = {K}" + ", trained by denoising score matching" * (given["objective"] == "dsm")
+        expected = [float(value.partition(" ")[0]) for value in told[row]]
+        assert numbers("inception", "cifar10", paper(**given)) == expected
         for other in (
-            (None, "cifar10", (3, 32, 32)),
-            ("inception", "svhn", (3, 32, 32)),
-            ("inception", "cifar10", (3, 16, 16)),
+            (None, "cifar10", paper(**given)),
+            ("inception", "svhn", paper(**given)),
+            ("inception", "cifar10", paper(**given, size=16)),
+            ("inception", "cifar10", paper(**given, iterations=100)),
+            ("inception", "cifar10", settings.start("drl_cifar", {"preset": "gpu", **given}).config),
         ):
-            assert numbers(*other, T, K) == [None, None]
-    assert numbers("inception", "cifar10", (3, 32, 32), 6, 20) == [None, None]
+            assert numbers(*other) == [None, None]
+    assert len(namespace["table2"]) == len(told) - 1, "all but T = 6, K = 10, which has no number"
+    assert numbers("inception", "cifar10", paper(K=20)) == [None, None]
 
 
 @pytest.mark.parametrize("preset", ["quick", "gpu"])
