@@ -6,6 +6,7 @@ Nothing is pickled.
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -73,10 +74,9 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if body["format"] != FORMAT:
             raise ValueError(f"its format is {body['format']}, not {FORMAT}")
         return _unpack(body["objects"], tensors), body["meta"]
-    except LookupError:
-        raise ValueError(f"{path} is damaged or not a checkpoint of ebmlib (it has no such header)") from None
-    except (SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint of ebmlib ({_reason(error)})") from None
+    except (LookupError, SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = "it has no such header" if isinstance(error, LookupError) else _reason(error)
+        raise ValueError(f"{path} is damaged or not a checkpoint of ebmlib ({reason})") from None
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -260,7 +260,7 @@ class Run:
     def __init__(self, base: Path, notebook: str, key: Mapping[str, Any]):
         self.notebook, self.key, self.hash = notebook, dict(key), key_hash(key)
         self.resumed = False
-        self._base, self._folder, self._lock = base, None, None
+        self._base, self._folder, self._lock, self._left = base, None, None, None
         self._made: list[Path] = []  # folders that this run made, outermost first
         self._info: dict[str, Any] = {"notebook": notebook, "hash": self.hash, "key": self.key, "finished": False}
 
@@ -288,9 +288,7 @@ class Run:
         except OSError as error:
             _remove_empty(made)
             raise OSError(f"cannot make the run folder {folder}: {_reason(error)}") from error
-        if lock is None or _holds_run(folder):  # another run was faster
-            if lock is not None:
-                lock.close()
+        if lock is None or _holds_run(folder):  # another run was faster; the lock goes with its file
             return False
         self._folder, self._lock, self._made = folder, lock, made
         return True
@@ -299,7 +297,8 @@ class Run:
         """Take the lock again after `close`, before the folder is written to."""
         if self._lock is None:
             self._lock = _acquire(self._folder)
-            if self._lock is None:
+            if self._lock is None or self._seen() != self._left:
+                self._lock = None  # which closes it
                 raise RuntimeError(f"the run {self._folder} was taken over by another process")
         return self._folder
 
@@ -307,6 +306,7 @@ class Run:
         """Add entries to run.json, now if the folder is there, else with the first checkpoint."""
         self._info.update(entries)
         if self._folder is not None:
+            self._relock()
             _write_text(self._folder / "run.json", json.dumps(self._info, indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> Path:
@@ -340,8 +340,13 @@ class Run:
     def close(self) -> None:
         """Let go of the lock; the folder stays."""
         if self._lock is not None:
+            self._left = self._seen()
             self._lock.close()
             self._lock = None
+
+    def _seen(self) -> Any:
+        """What another process changes when it goes on with the run."""
+        return self.checkpoints(), _read_info(self._folder) if self._folder else {}
 
     def discard(self) -> None:
         """Remove the folder again if this run made it and has no checkpoint; a run with checkpoints stays."""
@@ -356,10 +361,7 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+        self.close() if kind is None else self.discard()
 
     def _reopen(self) -> None:
         found = [(info.get("created", 0.0), number, folder, info) for number, folder, info in self._relatives()]
@@ -385,10 +387,7 @@ class Run:
 
 def _names(base: Path) -> Iterator[Path]:
     yield base
-    number = 2
-    while True:
-        yield base.with_name(f"{base.name}-{number}")
-        number += 1
+    yield from (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import CellType
 from typing import Any
 
 import torch
@@ -60,9 +61,15 @@ def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     return value.to(x.dtype), grad
 
 
-def _key(energy: Energy) -> Any:
-    """What two closures of one line of code, made anew in every iteration, have in common."""
-    return getattr(energy, "__code__", None) or type(energy)
+def _key(energy: Any, depth: int = 4) -> Any:
+    """What two closures made anew in every iteration have in common: their code, and that of what they close over."""
+    if isinstance(energy, partial):
+        return _key(energy.func), *(_key(part, depth - 1) for part in energy.args if callable(part) and depth)
+    code = getattr(energy, "__code__", None)
+    if code is None:
+        return type(energy)
+    held = [cell.cell_contents for cell in energy.__closure__ or () if cell != CellType()]  # filled ones
+    return code, *(_key(part, depth - 1) for part in held if callable(part) and depth)
 
 
 def _value_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,6 +195,9 @@ def record(step: Step, energy: Energy, x: Tensor, rng: torch.Generator | None) -
         energy_and_grad(energy, x)
         try:
             return recorder.record(step, x.device, rng)
+        except torch.OutOfMemoryError:  # a graph takes more than a step does: another chain may have the room
+            warnings.warn("memory did not suffice to record a chain, which runs step by step", stacklevel=4)
+            return None
         except Exception as error:
             name = getattr(energy, "__qualname__", type(energy).__name__)
             reason = str(error).strip().replace("\n", " ")[:200]

@@ -108,9 +108,13 @@ class Board:
             return
         try:
             self._write([row for row in history.rows if row["step"] > self.written], folder)
-        except OSError as error:  # a checkpoint is there: the run itself can go on
-            warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=2)
-            self.there = False
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """A checkpoint is there, so the run itself can go on."""
+        warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=3)
+        self.there, self.writer = False, None
 
     def _write(self, rows: list[dict[str, Any]], folder: Path) -> None:
         if self.writer is None:
@@ -128,4 +132,7 @@ class Board:
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            try:
+                self.writer.close()
+            except OSError as error:  # what it still held had no room
+                self._give_up(error)

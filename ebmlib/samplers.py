@@ -130,7 +130,10 @@ def _column(values: Sequence[Scalar], x: Tensor, row: Tensor) -> Callable[[], Sc
     first = values[0]
     if all(value is first or (not isinstance(value, Tensor) and value == first) for value in values):
         return lambda: first
-    table = torch.stack([torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in values])
+    if any(isinstance(value, Tensor) for value in values):
+        table = torch.stack([torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in values])
+    else:
+        table = torch.tensor(values, dtype=x.dtype, device=x.device)  # one copy to the device
     return lambda: table.index_select(0, row)[0]
 
 
@@ -237,8 +240,9 @@ def langevin(
 
     `callback(k, x)` sees the state after step k. An empty schedule returns x unchanged. `differentiable` steps at the
     end keep their graph (True: all; 1: improved CD's truncated graph), memory grows with them; the start takes none.
-    `recompute` keeps their states alone and runs each step again in the backward pass: the same gradient, memory of one
-    step and K states, and the chain's time once more. The energy must not draw random numbers then.
+    `recompute` keeps their states and noise alone and runs each step again in the backward pass: the same gradient,
+    memory of one step, K states and K noises, and the chain's time once more. The energy must not draw random numbers
+    then, and its net must be in the backward pass as it was in the chain: frozen or not, in training mode or not.
     """
     kept = len(schedule) if differentiable is True else int(differentiable)
     if not 0 <= kept <= len(schedule):

@@ -332,9 +332,11 @@ class _Keeper(contextlib.AbstractContextManager):
             raise OutOfMemory(message, iteration, self.good) from error
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
-        self.board.close()
-        if kind is not None and self.run is not None:
-            self.run.close()  # the same process may resume it
+        try:
+            self.board.close()
+        finally:
+            if kind is not None and self.run is not None:
+                self.run.close()  # the same process may resume it
 
     def _stop_if_bad(self, iteration: int, weights: bool) -> None:
         bad = parallel.gathered(self.watch.check())[0]  # the first's word, so that all stop or none

@@ -78,7 +78,7 @@ def energies():
         "net": (net, lambda: net, x),
         "conditional": (net, lambda: recovery.conditional(net, anchor, torch.full((30,), 2.0)), x),
         "density": (net, lambda: densities.by_name("9-gaussians").energy, x),
-        "image": (image, lambda: gentle(image.at(T), pixels), pixels),
+        "image": (image, lambda: gentle(image.at(T.to(next(image.parameters()).device)), pixels), pixels),
     }
 
 
@@ -130,10 +130,11 @@ def test_closures_made_anew_in_every_iteration_compile_once():
     assert len(set(counts)) == 1
 
 
-def test_bfloat16_rounds_the_net_and_not_the_state():
-    net, make, x = energies()["net"]
-    energy, x = make(), x.repeat(40, 1)
+@pytest.mark.parametrize("name", ["net", "conditional", "image"])
+def test_bfloat16_rounds_the_net_and_not_the_state(name):
+    net, make, x = energies()[name]
     with evaluating(net):
+        energy = make()
         _, exact = engine.energy_and_grad(energy, x)
         engine.use("bfloat16")
         value, grad = engine.energy_and_grad(energy, x)
@@ -142,6 +143,107 @@ def test_bfloat16_rounds_the_net_and_not_the_state():
     error = (grad - exact).norm() / exact.norm()
     assert 1e-4 < error < 0.03
     assert not torch.equal(end, end.bfloat16().float())
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", ["net", "image"])
+def test_a_rounded_chain_stays_near_the_plain_one(name, kernel):
+    net, make, x = energies()[name]
+    with evaluating(net):
+        plain, other, info, seen = both(KERNELS[kernel], make(), x, "bfloat16")
+    moved = (plain - x).flatten(1).norm(dim=1)
+    apart = (other - plain).flatten(1).norm(dim=1)
+    assert 0 < apart.median() < 0.02 * moved.median()
+    torch.testing.assert_close(seen.acceptance, info.acceptance, rtol=0, atol=0.05)
+
+
+# The graph part is in the tape's place; where both round or both compile, they must do the same.
+@pytest.mark.parametrize(
+    ("mode", "like"),
+    [
+        ("compile+channels-last", "plain"),
+        ("compile+channels-last+graph", "plain"),
+        ("compile+bfloat16", "bfloat16"),
+        ("bfloat16+graph", "bfloat16"),
+    ],
+)
+def test_parts_work_together(mode, like):
+    net, make, x = energies()["image"]
+    engine.recorder, ends = OnTape(), []
+    with evaluating(net), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        energy = make()
+        for way in (like, mode):
+            engine.backend = Graphs()
+            engine.use(way)
+            ends.append(langevin(energy, x, ula(0.01, 8), rng=torch.Generator().manual_seed(3))[0])
+    assert (ends[0] - x).abs().max() > 0.05
+    assert engine.recorder.recorded == ("graph" in mode)
+    assert (engine.backend.count > 0) == ("compile" in mode)
+    near = 1e-5 if like == "plain" else 2e-3  # a fused sum is rounded elsewhere
+    torch.testing.assert_close(ends[1], ends[0], rtol=near, atol=near)
+
+
+class NoSync(TorchDispatchMode):
+    """Refuses what would make a host wait for its device: a number taken out of a tensor, a copy to elsewhere."""
+
+    names = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "item", "_to_cpu", "masked_select", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert not any(name == word for word in self.names), f"{name} waits for the device"
+        return function(*args, **(kwargs or {}))
+
+
+CHAINS = KERNELS | {
+    "per-sample steps": lambda energy, x, rng: langevin(energy, x, [(torch.full((len(x),), 0.01), 0.1)] * 3, rng=rng),
+    "clip and clamp": lambda energy, x, rng: langevin(
+        energy, x, decayed(0.01, 0.2, 3), rng=rng, clip=1.0, project=lambda x: x.clamp(-2, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["net", "conditional", "density", "image"])
+@pytest.mark.parametrize("kernel", CHAINS)
+def test_no_chain_asks_its_device_for_a_number(name, kernel):
+    net, make, x = energies()[name]
+    with evaluating(net):
+        energy = make()
+        with NoSync():
+            CHAINS[kernel](energy, x, rng=torch.Generator().manual_seed(0))
+
+
+def test_the_guard_above_sees_a_number_that_is_taken_out():
+    with NoSync(), pytest.raises(AssertionError, match="_local_scalar_dense waits for the device"):
+        langevin(lambda x: x.square().sum(1) * float(x.max() > -9), torch.zeros(4, 2), ula(0.01, 2))
+
+
+def test_memory_that_was_short_once_refuses_no_later_chain():
+    class Full(OnTape):
+        full = True
+
+        def record(self, *given):
+            if self.full:
+                self.full = False
+                raise torch.OutOfMemoryError("out of memory")
+            return super().record(*given)
+
+    net, make, x = energies()["conditional"]
+    with evaluating(net):
+        with pytest.warns(UserWarning, match="^memory did not suffice to record a chain, which runs step by step$"):
+            (plain, _), (other, _), tape = recorded(KERNELS["langevin"], make(), x, Full())
+        assert torch.equal(plain, other)
+        assert tape.recorded == 0
+        langevin(make(), x, ula(0.01, 8))
+    assert tape.recorded == 1
+
+
+def test_energies_of_one_line_that_close_over_others_are_told_apart():
+    wrap = lambda energy: recovery.conditional(energy, torch.zeros(3, 2), 1.0)
+    net, density = MLP(width=8, depth=1), densities.by_name("9-gaussians").energy
+    assert engine._key(wrap(net)) == engine._key(wrap(MLP(width=8, depth=1)))
+    given = [net, density, wrap(net), wrap(density)]
+    assert len({engine._key(energy) for energy in (*given, *(partial(min, energy) for energy in given))}) == 8
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -287,6 +287,23 @@ def test_tensorboard_has_every_logged_row_once(tmp_path):
         np.testing.assert_allclose([event.value for event in events], values, rtol=1e-6)
 
 
+@pytest.mark.parametrize("call", ["flush", "close"])
+def test_a_disk_that_fills_under_tensorboard_costs_its_scalars_alone(tmp_path, monkeypatch, call):
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, call, full)
+    run = open_run("n", KEY, tmp_path / "run")
+    with pytest.warns(UserWarning, match="no TensorBoard scalars after"):
+        train(run, iterations=21)
+    assert run.checkpoints()[-1].stem == "step-00000021"
+    run.close()
+    open_run("n", KEY, tmp_path / "run", resume=True).close()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_resume_on_cuda_is_bit_identical_with_deterministic(tmp_path):
     whole, *_ = train(None, device="cuda", deterministic=True)
@@ -611,6 +628,23 @@ def test_a_second_process_gets_the_next_folder_and_the_lock_dies_with_the_first(
     process.kill()
     process.wait()
     assert open_run("n", KEY, tmp_path / "run", resume=True).folder == tmp_path / "run"
+
+
+def test_a_run_that_was_let_go_writes_nothing_once_another_has_gone_on_with_it(tmp_path):
+    old = open_run("n", KEY, tmp_path / "run")
+    train(old, iterations=7)
+    old.close()
+    old.write(note="still mine")  # nobody was here
+    old.close()
+    other = open_run("n", KEY, tmp_path / "run", resume=True)
+    train(other, iterations=14)
+    other.finish()
+    kept = {path: path.read_bytes() for path in other.folder.iterdir() if path.is_file() and path.name != ".lock"}
+    for late in (lambda: old.write(finished=False), lambda: old.save(8, {"x": torch.ones(1)}, {}), old.finish):
+        with pytest.raises(RuntimeError, match=r"run was taken over by another process$"):
+            late()
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert "note" in json.loads((other.folder / "run.json").read_text())
 
 
 def test_runs_that_start_together_get_a_folder_each(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -162,7 +163,8 @@ class TimeWideResNet(nn.Module):
         def energy(x: Tensor) -> Tensor:
             if x.shape[-2] % parts or x.shape[-1] % parts:  # pooling would drop the last rows without a word
                 raise ValueError(f"images of {x.shape[-2]} x {x.shape[-1]}: both sides must be divisible by {parts}")
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=rounded):
+            # Not `enabled=rounded`: a disabled autocast would switch off that of the engine.
+            with torch.autocast(x.device.type, torch.bfloat16) if rounded else nullcontext():
                 h = self.stem(x.contiguous(memory_format=torch.channels_last))
                 for n, stage in enumerate(self.stages):
                     h = F.avg_pool2d(h, 2) if n else h
