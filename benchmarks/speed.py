@@ -16,6 +16,7 @@ import argparse
 import copy
 import gc
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -31,14 +32,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import DeviceType
 from torch.nn.utils import parametrize
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ebmlib import data, engine, recovery, results, training
@@ -56,6 +58,8 @@ OURS = ("langevin", "compiled", "CUDA graph", "compiled, CUDA graph")
 MAY_FAIL = (*OURS[1:], "torchebm, fused kernel")  # need a compiler, or a graph: without one, a reason
 SLICE, MOST_STEPS = 0.1, 200  # seconds that one contender's turn should last, and steps that it may have at most
 ROUNDS, TINY_ROUNDS = (7, 41), 3  # at least and at most
+ENGINES = {"cpu": ("plain",), "cuda": ("plain", "graph", "compile+channels-last+graph")}  # that training is timed with
+PROFILED = 8  # operations that a profile names
 LEVEL = 3  # of DRL's six: a chain with a quadratic term, in the middle of the ladder
 BATCHES, LENGTHS, SIDES = (1, 10, 100, 1000, 10_000), (1, 10, 100, 1000), (16, 32, 64)
 # Dense bf16 rates of tensor cores in FLOP/s: NVIDIA's data sheets of each card; where they print the rate with
@@ -500,8 +504,26 @@ def resident(key: str) -> int | None:
     return 1024 * int(found[1]) if found else None
 
 
-def train(preset: str, device_name: str, iterations: int, skipped: int) -> dict[str, Any]:
+def where_time_goes(run: Callable[[], Any], device: torch.device) -> dict[str, Any]:
+    """The operations that take most of `run`, by their own time on the device, and how busy they keep a GPU."""
+    cuda, wait = device.type == "cuda", waiting(device)
+    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=kinds) as seen:
+        begin = time.perf_counter()
+        run()
+        wait()
+        wall = time.perf_counter() - begin
+    kind, own = (DeviceType.CUDA, "self_device_time_total") if cuda else (DeviceType.CPU, "self_cpu_time_total")
+    found = {event.key: getattr(event, own) for event in seen.key_averages() if event.device_type == kind}
+    total = sum(found.values())  # microseconds
+    first = sorted(found, key=found.get, reverse=True)[:PROFILED]
+    top = [{"operation": name[:80], "share": found[name] / total} for name in first]
+    return {"operations": top, "busy": total / 1e6 / wall if cuda else None}  # a CPU is busy with Python, too
+
+
+def train(preset: str, mode: str, device_name: str, iterations: int, skipped: int) -> dict[str, Any]:
     """DRL's training as drl_cifar runs it, on random images; the first `skipped` iterations are not counted."""
+    engine.use(mode)
     device = torch.device(device_name)
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -515,15 +537,18 @@ def train(preset: str, device_name: str, iterations: int, skipped: int) -> dict[
     parts["optimizer"] = torch.optim.Adam(net.parameters(), cfg.lr, betas=(cfg.beta1, 0.999))
     options = {"warmup": cfg.warmup, "clip_norm": cfg.clip_norm or None, "progress": False}
     before = resident("VmRSS")
-    training.fit(drl_step(net, tables, cfg.K, rng), batches, iterations=skipped + iterations, **parts, **options)
+    step = drl_step(net, tables, cfg.K, rng)
+    training.fit(step, batches, iterations=skipped + iterations, **parts, **options)
     batches.stamp()
     if device.type == "cuda":
         memory, means = torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated, weights included"
     else:
         memory = None if before is None else resident("VmHWM") - before
         means = "the most resident memory of a new process, less what it had before its first iteration"
-    seconds = [later - earlier for earlier, later in pairwise(batches.moments)][skipped:]
-    about = {"preset": preset, "weights": parameter_count(net), "width": cfg.width, "blocks": cfg.blocks, "T": cfg.T}
+    seconds = [later - earlier for earlier, later in itertools.pairwise(batches.moments)][skipped:]
+    x = next(batches)
+    about = {"profile": where_time_goes(lambda: step(x)[0].backward(), device), "engine": mode}
+    about |= {"preset": preset, "weights": parameter_count(net), "width": cfg.width, "blocks": cfg.blocks, "T": cfg.T}
     about |= {"K": cfg.K, "size": cfg.size, "batch": cfg.batch, "precision": cfg.precision, "iterations": iterations}
     return about | {"seconds": spread(seconds), "per_second": spread(1 / s for s in seconds), "flops": flops(cfg)} | {
         "memory": memory, "memory_is": means if memory is not None else "not measured: this system has no /proc",
@@ -548,11 +573,17 @@ def share(row: Mapping[str, Any], device: torch.device, card: str) -> dict[str, 
 
 
 def trainings(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
-    """DRL T6 at the largest presets that the device trains in minutes."""
+    """DRL T6 at the largest presets that the device trains in minutes, plainly and by what a GPU's engine has."""
     presets = ("smoke",) if tiny else ("gpu", "paper") if device.type == "cuda" else ("cpu",)
     rows = []
-    for preset in presets:
-        row = in_a_new_process(preset, str(device), 2 if tiny else 15, 1 if tiny else 3)
+    for preset, mode in itertools.product(presets, ENGINES[device.type]):
+        try:
+            row = in_a_new_process(preset, mode, str(device), 2 if tiny else 15, 1 if tiny else 3)
+        except Exception as error:
+            if mode == "plain":
+                raise
+            print(f"training at preset {preset}, engine {mode}: not measured ({why(error)})", flush=True)
+            continue
         rows.append(row | share(row, device, results.hardware(device)))
     return rows
 
@@ -634,6 +665,7 @@ def main() -> None:
     if given.no_compile:
         left_out |= dict.fromkeys(("compiled", "compiled, CUDA graph"), "left out with --no-compile")
     torch.set_num_threads(1)
+    engine.use("plain")  # whatever the environment says: the switch has contenders of its own
     torch.backends.cudnn.benchmark = True  # for everyone, as training.fit sets it
     about, content = meta(given, device, left_out), {"rows": [], "growth": [], "training": []}
     if not given.only:  # first: its process should find a quiet machine

@@ -60,7 +60,8 @@ def worst(case: str, contenders: tuple[str, ...], others: tuple[str, ...], speed
 
 def training_share(content: dict) -> tuple[float, str] | str:
     """The best preset's median share of the card's rate."""
-    shares = [(row["share"]["median"], f"preset {row['preset']}") for row in content["training"] if row["share"]]
+    where = lambda row: f"preset {row['preset']}, engine {row.get('engine', 'plain')}"
+    shares = [(row["share"]["median"], where(row)) for row in content["training"] if row["share"]]
     reasons = [row["share_is"] for row in content["training"]]
     return max(shares) if shares else (reasons[0] if reasons else MISSING)
 
@@ -189,15 +190,26 @@ def training(content: dict) -> str:
     for row in content["training"]:
         net = f"{row['size']} px, width {row['width']}, {row['blocks']} blocks, {row['weights']:,} weights"
         cells = [
-            f"preset {row['preset']}: {net}, batch {row['batch']}, T = {row['T']}, K = {row['K']}, {row['precision']}",
+            f"preset {row['preset']}: {net}, batch {row['batch']}, T = {row['T']}, K = {row['K']}, {row['precision']}"
+            + ("" if row.get("engine", "plain") == "plain" else f", engine {row['engine']}"),
             three(row["per_second"], lambda v: f"{v:.3g}"),
             memory(row),
             f"{row['flops']:.4g}",
             three(row["share"], lambda v: f"{v:.1%}") + f" {row['share_is']}" if row["share"] else row["share_is"],
+            profile(row),
         ]
         body.append([html.escape(cell) for cell in cells])
     titles = ("training", "iterations a second: min / median / max", "peak memory", "FLOP an iteration", "share")
-    return html_table(titles, body, "Training recovery likelihood", words=1)
+    return html_table((*titles, "where the time goes"), body, "Training recovery likelihood", words=2)
+
+
+def profile(row: dict[str, Any]) -> str:
+    """The operations that take most of one iteration, and how busy they kept a GPU."""
+    if not row.get("profile"):
+        return MISSING
+    parts = ", ".join(f"{part['share']:.0%} {part['operation']}" for part in row["profile"]["operations"])
+    busy = row["profile"]["busy"]
+    return parts if busy is None else f"busy {busy:.0%} of the iteration: {parts}"
 
 
 def memory(row: dict[str, Any]) -> str:

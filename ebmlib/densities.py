@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Funnel(Density):
     def _log_density(self, x: Tensor) -> Tensor:
         # Given the blurred x_2, the sharp one is normal, so a Gauss-Hermite rule does its integral: one node if sharp.
         # 64 nodes know log p to 1e-6 down to -60; farther out p depends on v beyond their reach.
-        node, weight = (torch.as_tensor(a, dtype=x.dtype, device=x.device) for a in hermite(64 if self.blur else 1))
+        node, weight = hermite_on(x.device, x.dtype, 64 if self.blur else 1)
         total = math.hypot(self.spread, self.blur)
         std = self.spread * self.blur / total
 
@@ -119,6 +119,13 @@ def hermite(m: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights (m,) of the mean over a standard normal."""
     node, weight = np.polynomial.hermite_e.hermegauss(m)
     return node, weight / weight.sum()
+
+
+@cache
+def hermite_on(device: torch.device, dtype: torch.dtype, m: int) -> tuple[Tensor, Tensor]:
+    """The same as tensors, copied to a device once: a chain asks for them at every step."""
+    node, weight = (torch.as_tensor(values, dtype=dtype, device=device) for values in hermite(m))
+    return node, weight
 
 
 @dataclass(frozen=True)

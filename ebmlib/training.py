@@ -232,14 +232,15 @@ class _Rate(contextlib.AbstractContextManager):
 
 @contextlib.contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    """Within: torch's deterministic algorithms, if wanted. The variable counts if no cuBLAS call came before."""
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """Within: torch's deterministic algorithms, if wanted, else cuDNN's fastest for the shapes that come again.
+
+    The variable counts if no cuBLAS call came before.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not wanted
     try:
         yield
     finally:

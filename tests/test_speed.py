@@ -256,6 +256,14 @@ def test_the_dry_command_writes_every_case_and_contender(speed, dry):
     assert {row["kind"] for row in dry["growth"]} == {"batch", "K", "resolution"}
     (training,) = dry["training"]
     assert training["flops"] > 0
+    assert training["engine"] == "plain"
+    operations = training["profile"]["operations"]
+    shares = [part["share"] for part in operations]
+    assert len(operations) == speed.PROFILED
+    assert shares == sorted(shares, reverse=True)
+    assert 0.5 < sum(shares) <= 1
+    assert any("conv" in part["operation"] for part in operations[:3])
+    assert training["profile"]["busy"] is None, "of a GPU alone"
     assert training["memory"] is None or training["memory"] > 2**20
 
 
@@ -298,6 +306,7 @@ def test_the_page_is_made_from_what_the_command_wrote(dry, tmp_path):
         assert row["contender"] == "bare" or line[3].split(" / ")[1] == f"{row['against']['bare']['median']:.2f}"
     assert len(cells(page["speed_cpu_growth"])) == 1 + len(dry["growth"])
     assert f"{dry['training'][0]['flops']:.4g}" in page["speed_cpu_training"]
+    assert dry["training"][0]["profile"]["operations"][0]["operation"] in page["speed_cpu_training"]
 
 
 def test_a_dry_run_stands_on_no_page(dry, tmp_path):
@@ -358,6 +367,34 @@ def test_goals_on_a_gpu_take_the_fastest_of_ours_and_the_slower_gain():
     assert verdicts("cuda", content(langevin=slow))[1] == "missed"
     share = {"preset": "gpu", "share": {"median": 0.25}, "share_is": "of it"}
     assert verdicts("cuda", {**found, "training": [share]})[2] == "met"
+
+
+def test_training_is_timed_with_every_engine_and_one_that_fails_is_left_out_aloud(speed, monkeypatch, capsys):
+    def run(preset, mode, *_):
+        if "compile" in mode:
+            raise RuntimeError("no compiler")
+        return {"preset": preset, "engine": mode, "flops": 1.0, "per_second": {"median": 2.0}}
+
+    monkeypatch.setattr(speed, "in_a_new_process", run)
+    monkeypatch.setattr(speed.results, "hardware", lambda _: "NVIDIA A100")
+    rows = speed.trainings(torch.device("cuda"), tiny=False)
+    assert [(row["preset"], row["engine"]) for row in rows] == [
+        (preset, mode) for preset in ("gpu", "paper") for mode in ("plain", "graph")
+    ]
+    assert rows[0]["share"] == {"median": 2.0 / 312e12}
+    failed = "training at preset paper, engine compile+channels-last+graph: not measured (RuntimeError: no compiler)"
+    assert failed in capsys.readouterr().out
+    monkeypatch.setattr(speed, "ENGINES", speed.ENGINES | {"cuda": ("plain",)})
+    monkeypatch.setattr(speed, "in_a_new_process", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        speed.trainings(torch.device("cuda"), tiny=False)
+
+
+def test_a_profile_says_how_busy_a_gpu_was():
+    seen = {"operations": [{"operation": "conv", "share": 0.5}, {"operation": "add", "share": 0.25}], "busy": 0.8}
+    assert performance.profile({"profile": seen}) == "busy 80% of the iteration: 50% conv, 25% add"
+    assert performance.profile({"profile": seen | {"busy": None}}) == "50% conv, 25% add"
+    assert performance.profile({}) == "not measured"
 
 
 def test_every_place_of_the_page_is_filled_and_every_number_is_from_a_file(tmp_path):
