@@ -3,6 +3,7 @@
     make bench                          # one CPU thread, into data/benchmarks/cpu.json (a quarter of an hour)
     make bench ARGS="--device cuda"     # the same on a GPU, into data/benchmarks/cuda.json
     make bench ARGS="--dry-run"         # tiny sizes, a minute or two, into build/speed: its numbers mean nothing
+    make bench ARGS="--resume"          # go on with an interrupted run of this commit on this machine
 
 All contenders of a case evaluate one energy, with the same step and noise, from the same x. Before anything is timed,
 one step without noise and one with the same noise must end at the same x; who ends elsewhere is not timed. Contenders
@@ -572,23 +573,44 @@ def share(row: Mapping[str, Any], device: torch.device, card: str) -> dict[str, 
     return {"rate": rate, "share": part, "share_is": f"of {rate:.3g} FLOP/s, {RATE_SOURCE}"}
 
 
-def trainings(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
-    """DRL T6 at the largest presets that the device trains in minutes, plainly and by what a GPU's engine has."""
+def trainings(device: torch.device, tiny: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """By name: DRL T6 at the largest presets that the device trains in minutes, plainly and by a GPU's engines."""
     presets = ("smoke",) if tiny else ("gpu", "paper") if device.type == "cuda" else ("cpu",)
-    rows = []
-    for preset, mode in itertools.product(presets, ENGINES[device.type]):
-        try:
-            row = in_a_new_process(preset, mode, str(device), 2 if tiny else 15, 1 if tiny else 3)
-        except Exception as error:
-            if mode == "plain":
-                raise
-            print(f"training at preset {preset}, engine {mode}: not measured ({why(error)})", flush=True)
-            continue
-        rows.append(row | share(row, device, results.hardware(device)))
-    return rows
+    pairs = itertools.product(presets, ENGINES[device.type])
+    return {f"training {preset} {mode}": partial(timed, preset, mode, device, tiny) for preset, mode in pairs}
+
+
+def timed(preset: str, mode: str, device: torch.device, tiny: bool) -> list[dict[str, Any]]:
+    """The row of one training; none where an engine other than the plain one cannot do it, and a line says why."""
+    try:
+        row = in_a_new_process(preset, mode, str(device), 2 if tiny else 15, 1 if tiny else 3)
+    except Exception as error:
+        if mode == "plain":
+            raise
+        print(f"training at preset {preset}, engine {mode}: not measured ({why(error)})", flush=True)
+        return []
+    return [row | share(row, device, results.hardware(device))]
 
 
 # The command ---------------------------------------------------------------------------------------------------------
+
+
+class Parts:
+    """What each part of a run gave, kept on the disk until the run is whole, so that an interrupted one can go on."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any], resume: bool):
+        self.path, self.about = path, dict(about)
+        found = json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else {}
+        if found and found["about"] != self.about:
+            differ = sorted(key for key in self.about if found["about"].get(key) != self.about[key])
+            raise SystemExit(f"the interrupted run had another {', '.join(differ)}: run without --resume")
+        self.done: dict[str, Any] = found.get("done", {})
+
+    def take(self, name: str, run: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        if name not in self.done:
+            self.done[name] = run()
+            write(self.path, {"about": self.about, "done": self.done})
+        return self.done[name]
 
 
 def missing_peers() -> dict[str, str]:
@@ -630,6 +652,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes, into build/speed; missing peers are named")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled contenders out, and say so")
     parser.add_argument("--only", nargs="+", metavar="KEY", help="these cases alone, without growth and training")
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of this commit")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -668,13 +691,18 @@ def main() -> None:
     engine.use("plain")  # whatever the environment says: the switch has contenders of its own
     torch.backends.cudnn.benchmark = True  # for everyone, as training.fit sets it
     about, content = meta(given, device, left_out), {"rows": [], "growth": [], "training": []}
+    unfinished = given.out or ROOT / "build" / "speed" / f"{given.device}.json"
+    parts = Parts(unfinished.with_suffix(".parts"), about, given.resume)
     if not given.only:  # first: its process should find a quiet machine
-        content |= {"training": trainings(device, given.dry_run), "growth": growth(device, given.dry_run)}
+        for name, run in trainings(device, given.dry_run).items():
+            content["training"] += parts.take(name, run)
+        content["growth"] = parts.take("growth", partial(growth, device, given.dry_run))
     for case in cases(device, given.dry_run):
         if given.only is None or case.key in given.only:
-            content["rows"] += measure(case, device, left_out, given.dry_run)
+            content["rows"] += parts.take(case.key, partial(measure, case, device, left_out, given.dry_run))
             say(content["rows"], case, time.perf_counter() - begin)
     write(target(given), {"meta": about | {"seconds": round(time.perf_counter() - begin)}, **content})
+    parts.path.unlink()
     print(f"written: {os.path.relpath(target(given), ROOT)}")
     if refused := [row for row in content["rows"] if row["not_measured"].startswith("refused")]:
         raise SystemExit("\n".join(f"{row['title']}: {row['not_measured']}" for row in refused))

@@ -377,7 +377,8 @@ def test_training_is_timed_with_every_engine_and_one_that_fails_is_left_out_alou
 
     monkeypatch.setattr(speed, "in_a_new_process", run)
     monkeypatch.setattr(speed.results, "hardware", lambda _: "NVIDIA A100")
-    rows = speed.trainings(torch.device("cuda"), tiny=False)
+    taken = lambda: [row for take in speed.trainings(torch.device("cuda"), tiny=False).values() for row in take()]
+    rows = taken()
     assert [(row["preset"], row["engine"]) for row in rows] == [
         (preset, mode) for preset in ("gpu", "paper") for mode in ("plain", "graph")
     ]
@@ -387,7 +388,22 @@ def test_training_is_timed_with_every_engine_and_one_that_fails_is_left_out_alou
     monkeypatch.setattr(speed, "ENGINES", speed.ENGINES | {"cuda": ("plain",)})
     monkeypatch.setattr(speed, "in_a_new_process", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
-        speed.trainings(torch.device("cuda"), tiny=False)
+        taken()
+
+
+def test_an_interrupted_run_goes_on_where_commit_and_machine_are_the_same(speed, tmp_path):
+    path, about = tmp_path / "cpu.parts", {"commit": "abc", "hardware": "a CPU"}
+    first = speed.Parts(path, about, resume=False)
+    assert first.take("mlp-100", lambda: [{"seconds": 1.0}]) == [{"seconds": 1.0}]
+    with pytest.raises(KeyboardInterrupt):
+        first.take("mlp-1000", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    again = speed.Parts(path, about, resume=True)
+    assert again.take("mlp-100", lambda: [{"seconds": 2.0}]) == [{"seconds": 1.0}], "measured twice"
+    assert again.take("mlp-1000", lambda: [{"seconds": 3.0}]) == [{"seconds": 3.0}]
+    with pytest.raises(SystemExit, match=r"^the interrupted run had another commit: run without --resume$"):
+        speed.Parts(path, about | {"commit": "def"}, resume=True)
+    anew = speed.Parts(path, about | {"commit": "def"}, resume=False)
+    assert anew.take("mlp-100", lambda: [{"seconds": 4.0}]) == [{"seconds": 4.0}]
 
 
 def test_a_profile_says_how_busy_a_gpu_was():
