@@ -304,6 +304,15 @@ def test_a_disk_that_fills_under_tensorboard_costs_its_scalars_alone(tmp_path, m
     open_run("n", KEY, tmp_path / "run", resume=True).close()
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_what_repeats_bit_for_bit_and_what_is_fastest_hold_within_a_training_alone(wanted):
+    switches = lambda: (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark)
+    before, seen = switches(), set()
+    train(None, iterations=2, deterministic=wanted, at=lambda _, loss: seen.add(switches()) or loss)
+    assert seen == {(wanted, not wanted)}
+    assert switches() == before
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_resume_on_cuda_is_bit_identical_with_deterministic(tmp_path):
     whole, *_ = train(None, device="cuda", deterministic=True)
