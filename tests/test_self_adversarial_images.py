@@ -154,3 +154,26 @@ def test_the_committed_rows_hold_three_seeds_of_each_training():
         (mean,) = [row for row in mine if isinstance(row.seed, list)]
         assert mean.se > 0
         assert {row.preset for row in mine} == {"cpu"}
+    assert {row.n for row in rows if row.name.startswith("iterations until")} == {None}, "samples are not iterations"
+
+
+def test_rows_of_one_seed_are_compared_in_pairs(tmp_path, capsys):
+    """Seeds differ by far more than trainings: the error of two independent means would hide the difference."""
+    parts = ("noisy", "noise-free", "noise-free + generator loss")
+    values = {0: (10.0, 9.0, 9.5), 1: (20.0, 18.0, 19.5), 2: (30.0, 27.0, 29.5)}
+    rows = [
+        results.Row(f"{metric} (of some, features), {kind}", value, seed=seed)
+        for metric in ("FID", "KID")
+        for seed, found in values.items()
+        for kind, value in zip(parts, found)
+    ]
+    results.save(tmp_path / "rows.json", results.with_means(rows))
+    (source,) = [cell for cell in cells.code_cells("self_adversarial_images") if "def compare(" in cell]
+    space = {"PARTS": dict.fromkeys(parts), "NOISY": parts[0], "FREE": parts[1], "GENERATOR": parts[2]}
+    space |= {"results": results, "torch": torch}
+    exec(source, space)
+    assert space["differences"](rows, *parts[:2]) == [1.0, 2.0, 3.0]
+    space["compare"](tmp_path / "rows.json")
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first == "FID, noisy minus noise-free: +2.00 ± 0.58 over 3 seeds (+1.00, +2.00, +3.00); paper: > 0"
+    assert ": -1.50 ± 0.58 over 3 seeds (-0.50, -1.50, -2.50)" in second
