@@ -373,6 +373,7 @@ class DRLLongRun:
     head: str = value("time", "dense", "time", "Table 4", allowed=("time", "dense"))
     spectral: bool = value(True, True, True, "Appendix B")
     weight_power: float = value(2.0, source="of cum_sigma / sigma in a level's weight", low=0)
+    beta1: float = value(0.9, 0.9, 0.9, "Table 5", low=0, below=1)
     batch: int = value(256, 256, 256, "Table 5", low=1)
     iterations: int = value(50_000, 50_000, 50_000, "Table 5", low=1)
     lr: float = value(1e-4, 1e-4, 1e-4, "Appendix B", low=0)

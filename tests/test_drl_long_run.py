@@ -10,13 +10,14 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.usefixtures("in_process")
-run_cells = partial(cells.run_cells, "drl_long_run", preset="smoke", device="cpu", dataset="fashion_mnist")
+run_cells = partial(cells.run_cells, "drl_long_run", preset="smoke", device="cpu", dataset="fashion_mnist", beta1=0.5)
 
 
 @pytest.mark.slow
 def test_a_run_killed_among_its_chains_goes_on_with_the_same_rows(tmp_path: Path):
     """After the first number of steps; then neither the pilots nor the first chains are run again."""
     whole, _ = run_cells(None, run_dir=str(tmp_path / "whole"))
+    assert whole["optimizer"].defaults["betas"] == (0.5, 0.999)
     space, source = run_cells("runs = {", run_dir=str(tmp_path / "killed"))
     walk = space["walk"]
 
