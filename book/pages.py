@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import yaml
@@ -233,7 +235,28 @@ def results_page(project: Project, outcomes: list[Outcome]) -> str:
     for path in papers.committed_files(project):
         if path.stem not in names:
             lines += _section_of(path)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_not_run(project)])
+
+
+def _not_run(project: Project) -> list[str]:
+    """What the plan of long runs has and `data/results` has not, each with the command that would make it."""
+    script = project.root / "benchmarks" / "results.py"
+    if not script.is_file():
+        return []
+    path = sys.path[:]
+    try:
+        told = runpy.run_path(str(script))
+    finally:
+        sys.path[:] = path  # a script puts its folder there
+    missing = [name for name in told["PLAN"] if not (project.root / "data" / "results" / f"{name}.json").is_file()]
+    lines = ["## Planned and not run", "", "Nothing below was run: there are no numbers to show.", ""] * bool(missing)
+    for name in missing:
+        about, gpu = told["NOTES"].get(name, {}), name in told["GPU"]
+        command = "make gpu" if gpu else f"python benchmarks/results.py --only {name}"
+        how = f"`{command}`{' on a machine with a GPU' * gpu} writes `data/results/{name}.json`"
+        title = about.get("title", f"The long runs of `{name}`")
+        lines += [f"- **{title}**: not run; {how}. {about.get('note', '')}".rstrip()]
+    return [*lines, ""] if missing else []
 
 
 def _section_of(path: Path) -> list[str]:

@@ -545,6 +545,42 @@ def test_committed_rows_of_no_notebook_have_a_section_of_their_own(project: Proj
     assert text.index("## Beside") < text.index("Context only.") < text.index("0.250 ± 0.062") < text.index("## plain")
 
 
+def test_planned_rows_that_are_not_there_say_not_run_with_their_command(project: Project):
+    plan = """
+import sys
+sys.path.insert(0, "elsewhere")
+PLAN = dict.fromkeys(("one", "two_gpu", "three_gpu", "four"))
+GPU = [name for name in PLAN if name.endswith("_gpu")]
+NOTES = {"two_gpu": {"title": "The second", "note": "A note."}, "three_gpu": {"title": "The third"}}
+"""
+    never = Outcome(Plan("one", project.root / "notebooks" / "one.ipynb"), None, None)
+    assert "not run" not in pages.results_page(project, [never]), "no plan, nothing to say"
+    write(project.root, {"benchmarks/results.py": plan})
+    (project.root / "data" / "results").mkdir()
+    for name in ("one", "two_gpu"):
+        results.save(project.root / f"data/results/{name}.json", [results.Row("KL", 0.5)], **{"title": name})
+    path = sys.path[:]
+    text = pages.results_page(project, [never])
+    assert sys.path == path
+    told = text.partition("## Planned and not run")[2].strip().splitlines()
+    assert told[2:] == [
+        "- **The third**: not run; `make gpu` on a machine with a GPU writes `data/results/three_gpu.json`.",
+        "- **The long runs of `four`**: not run; `python benchmarks/results.py --only four` writes "
+        "`data/results/four.json`.",
+    ]
+    results.save(project.root / "data/results/three_gpu.json", [results.Row("KL", 0.5)])
+    results.save(project.root / "data/results/four.json", [results.Row("KL", 0.5)])
+    assert "not run" not in pages.results_page(project, [never])
+
+
+def test_this_books_gpu_rows_are_there_or_not_run():
+    text = pages.results_page(Project(ROOT), [])
+    for name in ("drl_cifar_gpu", "drl_long_run_gpu", "self_adversarial_images_gpu"):
+        there = (ROOT / "data" / "results" / f"{name}.json").is_file()
+        says = f"not run; `make gpu` on a machine with a GPU writes `data/results/{name}.json`. `"
+        assert (says in text) != there
+
+
 def test_rows_that_a_notebooks_code_names_execute_it_again_once_they_are_there(project: Project):
     write_notebook(project.root, "two", 'committed = "results/two.json"\nprint("two_and_more.json")')
     before = parts(project, "two")
