@@ -51,6 +51,7 @@ PLAN = {  # notebook: the parameters of its runs, and their seeds
     "coarse_to_fine_toy": [({}, tuple(range(5)))],
     "partition_toy": [({}, (0,))],  # one run holds all 20 repetitions of every bracket
     "self_adversarial_images": [({"dataset": "fashion_mnist"}, (0, 1, 2))],
+    "drl_cifar": [({"dataset": "fashion_mnist"}, (0,))],
     "drl_long_run": [({"dataset": "fashion_mnist"}, (0,))],
     "drl_cifar_gpu": [({"dataset": "fashion_mnist", "flip": False}, (0,))],  # its shoes all point to the left
     "drl_long_run_gpu": [({"dataset": "fashion_mnist", "flip": False}, (0,))],
@@ -78,11 +79,22 @@ NOTEBOOKS = {  # of files that are not called after their notebook
     "self_adversarial_images_gpu": "self_adversarial_images",
     "self_adversarial_images_long": "self_adversarial_images",
 }
-ON_CPU = ("self_adversarial_images", "self_adversarial_images_long", "drl_long_run", "drl_cifar_ablations")
+ON_CPU = (
+    "self_adversarial_images",
+    "self_adversarial_images_long",
+    "drl_cifar",
+    "drl_long_run",
+    "drl_cifar_ablations",
+)
 PRESETS = dict.fromkeys(ON_CPU, "cpu")  # others: paper
 GPU = [name for name in PLAN if name.endswith("_gpu")]
 PRESETS |= dict.fromkeys(GPU, "gpu")
-BUNDLED = ("drl_long_run", "drl_cifar_gpu", "drl_long_run_gpu")  # their weights come with the book
+BUNDLED = {  # their weights come with the book, under these names
+    "drl_cifar": "drl_fashion_mnist",
+    "drl_long_run": "drl_long_run_fashion_mnist",
+    "drl_cifar_gpu": "drl_cifar_fashion_mnist_gpu",
+    "drl_long_run_gpu": "drl_long_run_fashion_mnist_gpu",
+}
 NOTES = {  # what the results page says of a file that is not called after its notebook
     "drl_cifar_ablations": {
         "title": "Levels, steps and objectives of recovery likelihood on images",
@@ -278,12 +290,14 @@ def write(notebook: str, runs: Sequence[Run], rows: Sequence[results.Row], commi
     meta |= NOTES.get(notebook, {})
     path = (OUT / "dry" if runs[0].dry else ROOT / "data" / "results") / f"{notebook}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    if notebook in BUNDLED:
+        folder = OUT / "dry" if runs[0].dry else ROOT / "data" / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {"preset": rows[0].preset, "device": rows[0].device, "seconds": rows[0].seconds}
+        weights, _ = bundle(finished_folder(runs[0]), BUNDLED[notebook], folder, **about)
+        meta |= {"checkpoint": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     results.save(path, results.with_means(rows), overwrite=True, **meta)
     print(f"wrote {path.relative_to(ROOT)}", flush=True)
-    if notebook in BUNDLED:
-        dataset = dict(runs[0].parameters)["dataset"]
-        folder = OUT / "dry" if runs[0].dry else ROOT / "data" / "checkpoints"
-        bundle(finished_folder(runs[0]), f"{source(notebook).stem}_{dataset}" + "_gpu" * (notebook in GPU), folder)
 
 
 def finished_folder(run: Run) -> Path:

@@ -144,9 +144,12 @@ def _mean(group: Sequence[Row]) -> Row:
 
 
 def with_means(rows: Iterable[Row]) -> list[Row]:
-    """The means of those rows that have several seeds, then the rows: what a file of committed rows holds."""
+    """The means of those rows that have several seeds, then the rows: what a file of committed rows holds.
+
+    A row that is itself a mean, over sampling seeds say, stands there once.
+    """
     rows = list(rows)
-    return [*(row for row in mean_rows(rows) if isinstance(row.seed, list)), *rows]
+    return [*(row for row in mean_rows(rows) if row not in rows), *rows]
 
 
 def summary(rows: Iterable[Row]) -> list[Row]:

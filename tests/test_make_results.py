@@ -1,5 +1,6 @@
 """`make results`: seeds, interrupted and finished runs, what is written and what is refused; papermill is a script."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -133,8 +134,28 @@ def test_one_notebook_may_have_a_second_file_with_a_title_and_a_note(bench, monk
 def bundled(bench, monkeypatch):
     """The folders of weights that were to be bundled, and the files that they would become."""
     found = []
-    monkeypatch.setattr(bench, "bundle", lambda folder, name, to: found.append((folder, to / name)))
+
+    def bundle(folder, name, to, **about):
+        found.append((folder, to / name))
+        (to / name).write_text(json.dumps(about))
+        return to / name, {}
+
+    monkeypatch.setattr(bench, "bundle", bundle)
     return found
+
+
+def test_the_rows_of_a_bundled_net_name_its_file(bench, monkeypatch, bundled):
+    """Those of `drl_cifar` are at preset cpu, and its file has an older name."""
+    run(bench, monkeypatch, "drl_cifar")
+    assert [(name, given["preset"], given["dataset"]) for name, given in calls(bench)] == [
+        ("drl_cifar", "cpu", "fashion_mnist")
+    ]
+    ((_, path),) = bundled
+    rows, meta = written(bench, "drl_cifar")
+    assert path == bench.ROOT / "data" / "checkpoints" / "drl_fashion_mnist"
+    assert meta["checkpoint"] == path.name
+    assert meta["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert json.loads(path.read_text()) == {"preset": "cpu", "device": rows[0].device, "seconds": 10.0}
 
 
 @pytest.mark.slow
@@ -167,7 +188,9 @@ def test_without_the_switch_no_run_needs_a_gpu(bench, monkeypatch, bundled):
 
 def test_a_call_stops_in_time_and_the_next_one_goes_on(bench, monkeypatch, bundled):
     begin = time.monotonic()
-    with pytest.raises(SystemExit, match="drl_long_run_gpu-fashion_mnist-0: stopped in time; the same command goes on"):
+    with pytest.raises(
+        SystemExit, match="drl_long_run_gpu-fashion_mnist-False-0: stopped in time; the same command goes on"
+    ):
         run(bench, monkeypatch, "drl_long_run_gpu", ends="slow", options=["--minutes", "0.15"])
     assert time.monotonic() - begin < 60
     run(bench, monkeypatch, "drl_long_run_gpu")

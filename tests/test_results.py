@@ -345,6 +345,8 @@ def test_a_file_of_rows_has_means_only_where_there_are_several_seeds():
     saved = results.with_means(rows)
     assert saved == [results.mean_rows(pair)[0], *rows]
     assert results.with_means([PLAIN]) == [PLAIN]
+    of_samples = replace(FULL, protocol="of three sampling seeds", seed=[1, 2, 3])
+    assert results.with_means([of_samples, *rows]) == [saved[0], of_samples, *rows]
     assert results.summary(saved) == [saved[0], PLAIN]
     assert results.summary(rows) == rows
     other = replace(FULL, seed=9)  # of the same protocol, and not in the mean
