@@ -1,9 +1,11 @@
-"""Bundles a long run of recovery likelihood with the book: its EMA weights, its record, and its rows.
+"""Bundles a long run on images with the book: its EMA weights, its record, and its rows.
 
     python benchmarks/export.py RUN_FOLDER NAME [--rows EXECUTED.ipynb COMMIT]
 
 RUN_FOLDER is the `run_dir` of a long run. Writes data/checkpoints/NAME.safetensors, the EMA weights as bfloat16, or as
-they are where the net is small, and NAME_record.safetensors where the run kept a record. With --rows, EXECUTED.ipynb
+they are where the net is small, and NAME_record.safetensors where the run kept a record. A run of
+self_adversarial_images has three trainings in its file; so has what is written, and that notebook's `checkpoint` takes
+it. With --rows, EXECUTED.ipynb
 being the notebook's output and COMMIT the commit it ran at, also the rows, as data/results/<notebook>.json.
 """
 
@@ -16,18 +18,24 @@ from typing import Any
 import torch
 
 from ebmlib import checkpoint, results
-from ebmlib.nets.energies import TimeWideResNet, parameter_count
+from ebmlib.nets.energies import ConvNet, TimeWideResNet, parameter_count
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+LIMIT = 8_000_000  # bytes of a file of weights
 SMALL = 100_000  # weights: a file of so few is small in float32, too, and its energies keep their digits
 
 
 def bundle(run_folder: Path, name: str, folder: Path = DATA / "checkpoints", **about: Any) -> tuple[Path, dict]:
-    """Write the newest checkpoint's running mean, and the record if there is one; the file and the run's key."""
+    """Write the newest checkpoint's running mean, or its three trainings, and the record if there is one.
+
+    Returns the file and the run's key.
+    """
     found = sorted(run_folder.glob("step-*.safetensors"))
     if not found:
         raise SystemExit(f"{run_folder} holds no checkpoint step-*.safetensors")
-    meta = checkpoint.load(found[-1])[1]
+    objects, meta = checkpoint.load(found[-1])
+    if "filters" in meta["key"]["net"]:
+        return _bundle_trainings(objects, meta, folder / f"{name}.safetensors", about), meta["key"]
     net = TimeWideResNet(**meta["key"]["net"])
     checkpoint.load_module(found[-1], net, ema=True)
     about |= {"key": meta["key"], "iteration": meta["iteration"]}
@@ -36,9 +44,32 @@ def bundle(run_folder: Path, name: str, folder: Path = DATA / "checkpoints", **a
         objects, told = checkpoint.load(record)
         checkpoint.save(folder / f"{name}_record.safetensors", objects, told)
         about |= {key: told[key] for key in ("preset", "device", "seconds")}
+        print(f"wrote {name}_record.safetensors")
     checkpoint.save_weights(path, net, about, None if parameter_count(net) < SMALL else torch.bfloat16)
-    print(f"wrote {path.name}, {path.stat().st_size / 1e3:.0f} kB" + ", and its record" * record.exists())
-    return path, meta["key"]
+    return _within_limit(path), meta["key"]
+
+
+def _bundle_trainings(trainings: dict[str, dict], meta: dict, path: Path, about: dict[str, Any]) -> Path:
+    """Write the three finished trainings of a run of self_adversarial_images, with their weights as bfloat16."""
+    net = ConvNet(**meta["key"]["net"])
+    dtype = torch.float32 if parameter_count(net) < SMALL else torch.bfloat16
+    small = {}
+    for kind, it in trainings.items():
+        checkpoint.load_weights(net, it["weights"], kind)  # refused here if it is of another net
+        small[kind] = it | {"weights": {name: value.to(dtype) for name, value in it["weights"].items()}}
+    seconds = sum(it["seconds"] for it in trainings.values())
+    checkpoint.save(path, small, about | {"key": meta["key"], "seconds": seconds})
+    return _within_limit(path)
+
+
+def _within_limit(path: Path) -> Path:
+    """The file, if it is small enough for the book's repository; else it is removed, and SystemExit."""
+    size = path.stat().st_size
+    if size > LIMIT:
+        path.unlink()
+        raise SystemExit(f"{path.name} would have {size / 1e6:.1f} MB; at most {LIMIT / 1e6:.0f} MB are bundled")
+    print(f"wrote {path.name}, {size / 1e3:.0f} kB")
+    return path
 
 
 def write_rows(path: Path, key: dict[str, Any], executed: Path, commit: str) -> None:

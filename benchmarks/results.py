@@ -94,6 +94,7 @@ BUNDLED = {  # their weights come with the book, under these names
     "drl_long_run": "drl_long_run_fashion_mnist",
     "drl_cifar_gpu": "drl_cifar_fashion_mnist_gpu",
     "drl_long_run_gpu": "drl_long_run_fashion_mnist_gpu",
+    "self_adversarial_images_gpu": "self_adversarial_images_fashion_mnist_gpu",  # and -1, -2 for its other seeds
 }
 NOTES = {  # what the results page says of a file that is not called after its notebook
     "drl_cifar_ablations": {
@@ -294,8 +295,13 @@ def write(notebook: str, runs: Sequence[Run], rows: Sequence[results.Row], commi
         folder = OUT / "dry" if runs[0].dry else ROOT / "data" / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         about = {"preset": rows[0].preset, "device": rows[0].device, "seconds": rows[0].seconds}
-        weights, _ = bundle(finished_folder(runs[0]), BUNDLED[notebook], folder, **about)
-        meta |= {"checkpoint": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        names = [BUNDLED[notebook] + f"-{run.seed}" * (run.seed > 0) for run in runs]
+        files = [bundle(finished_folder(run), name, folder, **about)[0] for run, name in zip(runs, names)]
+        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        if len(runs) == 1:
+            meta |= {"checkpoint": files[0].name, "sha256": hashes[0]}
+        else:
+            meta["checkpoints"] = {file.name: sha256 for file, sha256 in zip(files, hashes)}
     results.save(path, results.with_means(rows), overwrite=True, **meta)
     print(f"wrote {path.relative_to(ROOT)}", flush=True)
 

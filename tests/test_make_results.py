@@ -170,14 +170,18 @@ def test_the_runs_of_a_gpu_ask_for_one_and_their_dry_run_does_not(bench, monkeyp
     rows, meta = written(bench, "self_adversarial_images_gpu")
     assert [row.seed for row in rows] == [[0, 1, 2], 0, 1, 2]
     assert meta["command"] == "make gpu"
-    assert [path.name for _, path in bundled] == ["drl_cifar_fashion_mnist_gpu", "drl_long_run_fashion_mnist_gpu"]
+    weights = [path.name for _, path in bundled]
+    assert weights[:2] == ["drl_cifar_fashion_mnist_gpu", "drl_long_run_fashion_mnist_gpu"]
+    assert weights[2:] == [f"self_adversarial_images_fashion_mnist_gpu{seed}" for seed in ("", "-1", "-2")]
+    assert list(meta["checkpoints"]) == weights[2:]
+    assert len({folder for folder, _ in bundled}) == 5
     assert {path.parent for _, path in bundled} == {bench.ROOT / "data" / "checkpoints"}
     shutil.rmtree(bench.ROOT / "data")
     run(bench, monkeypatch, options=["--gpu", "--dry-run"])
     dry = calls(bench)[len(asked) :]
     assert [(given["preset"], "device" in given) for _, given in dry] == [("smoke", False)] * 5
     assert not (bench.ROOT / "data").exists()
-    assert {path.parent for _, path in bundled[2:]} == {bench.OUT / "dry"}
+    assert {path.parent for _, path in bundled[5:]} == {bench.OUT / "dry"}
 
 
 def test_without_the_switch_no_run_needs_a_gpu(bench, monkeypatch, bundled):

@@ -111,6 +111,30 @@ def test_its_file_is_judged_again_to_the_same_numbers(tmp_path):
     assert len(told(first["rows"])) == 7
 
 
+def test_the_bundled_file_of_a_run_is_judged_by_its_rounded_weights(tmp_path, monkeypatch):
+    """As `make gpu` bundles it: three nets in bfloat16, small, with all that the page shows of a training."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import export
+
+    monkeypatch.setattr(export, "SMALL", 0)
+    space, _ = run_cells("nets = {")
+    space["folder"].close()
+    path, key = export.bundle(space["folder"].folder, "three", tmp_path, preset="smoke")
+    objects, meta = training.load(path)
+    assert path.stat().st_size < export.LIMIT
+    assert (meta["preset"], meta["key"]) == ("smoke", key)
+    assert meta["seconds"] == sum(it["seconds"] for it in space["finished"].values())
+    again, _ = run_cells("def generate(", checkpoint=str(path))
+    for kind, it in space["finished"].items():
+        rounded = {name: value.bfloat16() for name, value in it["weights"].items()}
+        assert same(objects[kind]["weights"], rounded)
+        assert same(dict(again["nets"][kind].state_dict()), {name: value.float() for name, value in rounded.items()})
+    monkeypatch.setattr(export, "LIMIT", 1000)
+    with pytest.raises(SystemExit, match=r"^more\.safetensors would have 0\.\d MB; at most 0 MB are bundled$"):
+        export.bundle(space["folder"].folder, "more", tmp_path)
+    assert not (tmp_path / "more.safetensors").exists()
+
+
 def test_a_foreign_checkpoint_is_refused_before_anything_is_trained():
     other = ROOT / "data" / "checkpoints" / "drl_fashion_mnist.safetensors"
     with pytest.raises(ValueError, match=r"^checkpoint = '.*' does not hold the three trainings of this notebook$"):
