@@ -5,8 +5,8 @@
 RUN_FOLDER is the `run_dir` of a long run. Writes data/checkpoints/NAME.safetensors, the EMA weights as bfloat16, or as
 they are where the net is small, and NAME_record.safetensors where the run kept a record. A run of
 self_adversarial_images has three trainings in its file; so has what is written, and that notebook's `checkpoint` takes
-it. With --rows, EXECUTED.ipynb
-being the notebook's output and COMMIT the commit it ran at, also the rows, as data/results/<notebook>.json.
+it. With --rows, EXECUTED.ipynb being the notebook's output and COMMIT the commit it ran at, also the rows, as
+data/results/<notebook>.json.
 """
 
 import argparse

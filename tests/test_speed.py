@@ -14,9 +14,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from tape import OnTape
 
 from book import pages, performance
 from book.project import Project
+from ebmlib import engine
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "speed.py"
@@ -224,6 +226,24 @@ def test_a_gpu_gets_the_same_cases_the_papers_width_and_every_way_to_be_fast(spe
     more = speed.contenders(gpu).keys() - speed.contenders(cpu).keys()
     assert more == {"CUDA graph", "compiled, CUDA graph", "torchebm, fused kernel"}
     assert [speed.drl_settings("gpu", device).precision for device in (cpu, gpu)] == ["float32", "bfloat16"]
+
+
+def test_the_gpus_graph_contender_takes_the_same_chain_from_a_recording(speed, problem, monkeypatch):
+    """What a run on a GPU does with it, on a tape in place of a CUDA graph: the check, then a turn."""
+    tape = OnTape()
+    monkeypatch.setattr(engine, "recorder", tape)
+    monkeypatch.setattr(engine, "_refused", set())
+    run = speed.switched(problem, "graph")
+    assert tape.recorded == 1, "it is tried before it is timed"
+    speed.check("CUDA graph", run, problem)
+    torch.manual_seed(2)
+    plain = speed.ours(problem)(problem.x, 12, problem.b)
+    torch.manual_seed(2)
+    torch.testing.assert_close(run(problem.x, 12, problem.b), plain, rtol=1e-6, atol=1e-6)
+    assert tape.played == speed.WORTH_RECORDING + 12
+    tape.device_type = "cuda"
+    with pytest.raises(UserWarning, match="needs CUDA"):
+        speed.switched(problem, "graph")
 
 
 @pytest.mark.parametrize("options", [["--dry-run"], ["--only", "mlp-100"], ["--no-compile"]])
