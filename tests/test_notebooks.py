@@ -287,6 +287,16 @@ def test_deterministic_reaches_the_loop(in_process, wanted: bool):
     assert torch.are_deterministic_algorithms_enabled() is False
 
 
+@pytest.mark.parametrize(("given", "dequantized"), [({}, False), ({"T": 1000}, True), ({"variant": "text"}, True)])
+def test_pixels_are_dequantized_where_level_0_adds_no_noise(in_process, given, dequantized):
+    namespace, source = run_cells("def prepare", **SMOKE, **given)
+    exec(source[: source.index("\nema = ")], namespace)
+    x = namespace["prepare"](torch.full((4, 1, 8, 8), 100, dtype=torch.uint8), torch.Generator().manual_seed(0))
+    assert (len(x.unique()) > 1) == dequantized
+    assert x.sub(100 / 128 - 1).min() >= 0
+    assert x.sub(101 / 128 - 1).max() <= 0
+
+
 def test_the_papers_numbers_stand_beside_rows_of_its_own_net_and_data_alone(in_process):
     """Beside no row of ours, then; and what the notebook would print is what the page of the paper's tables has."""
     namespace, _ = run_cells("results.show", **SMOKE, T=1, K=1, iterations=1, samples=2048)

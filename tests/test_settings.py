@@ -83,6 +83,9 @@ def test_a_thousand_levels_bring_the_normal_approximation():
     assert start("drl_cifar", {"T": 1000}).config.K == 0
     assert start("drl_cifar", {"T": 1000, "K": 2}).config.K == 2
     assert start("drl_cifar", {"T": 1000, "K": None}).config.K == 0
+    noises = [start("drl_cifar", given).config.noise for given in ({}, {"T": 1000, "K": 2}, {"T": 1000})]
+    assert noises == [0.99, 0.99, 1.0], "the normal approximation draws from the conditional itself"
+    assert start("drl_cifar", {"T": 1000, "noise": 0.9}).config.noise == 0.9
     with pytest.raises(ValueError, match=r"^K = 0 with T = 6: the normal approximation is for T = 1000, else K is at "):
         start("drl_cifar", {"K": 0})
 
