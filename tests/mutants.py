@@ -797,6 +797,48 @@ MUTANTS = [
     Slip("a reference forgets the weights", "metrics.py", "checkpoint.digest(state)", '""', REFERENCE),
     Slip("a reference forgets the batch", "metrics.py", '"computed": [batch, ', '"computed": [', REFERENCE),
     Slip("the cache trusts a file's name", "cache.py", 'meta.get("key") != key or not', "not", CACHE),
+    Slip(
+        "the net switches the engine's rounding off",
+        "nets/energies.py",
+        "torch.autocast(x.device.type, torch.bfloat16) if rounded else nullcontext()",
+        "torch.autocast(x.device.type, torch.bfloat16, enabled=rounded)",
+        ("test_engine.py::test_bfloat16_rounds_the_net_and_not_the_state",),
+    ),
+    Slip(
+        "rounded values leave the engine",
+        "engine.py",
+        "return value.to(x.dtype), grad",
+        "return value.to(x.dtype), grad.bfloat16().float()",
+        ("test_engine.py",),
+    ),
+    Slip(
+        "images stay in their layout",
+        "engine.py",
+        "memory_format=torch.channels_last) if images",
+        "memory_format=torch.contiguous_format) if images",
+        ("test_engine.py::test_channels_last_is_another_layout_of_the_same_chain",),
+    ),
+    Slip(
+        "memory that is short once refuses an energy for good",
+        "engine.py",
+        "except torch.OutOfMemoryError:",
+        "except ZeroDivisionError:",
+        ("test_engine.py::test_memory_that_was_short_once_refuses_no_later_chain",),
+    ),
+    Slip(
+        "a run writes after another has gone on with it",
+        "checkpoint.py",
+        "if self._lock is None or self._seen() != self._left:",
+        "if self._lock is None:",
+        ("test_training.py::test_a_run_that_was_let_go_writes_nothing_once_another_has_gone_on_with_it",),
+    ),
+    Slip(
+        "a thousand draws at the chains' noise",
+        "chapters.py",
+        'implied |= {"noise": 1.0}  #',
+        "pass  #",
+        SETTINGS,
+    ),
 ]
 
 
