@@ -1,6 +1,7 @@
 """The committed rows of long runs hold what the book says of them, and belong to the files beside them."""
 
 import hashlib
+import math
 from pathlib import Path
 
 from ebmlib import checkpoint, results
@@ -51,3 +52,16 @@ def test_recovery_likelihood_covers_all_modes():
     found = [row.value for row in rows if row.name.startswith("modes") and "recovery likelihood" in row.name]
     assert found == [25.0] * len(found)
     assert found
+
+
+def test_the_image_chapter_tells_the_order_of_its_ablations():
+    rows, _ = committed("drl_cifar_ablations")
+    kid = {
+        row.protocol.partition("noise ")[2].partition(", ")[2]: row for row in rows if row.name.endswith(", trained")
+    }
+    assert len(kid) == 6
+    apart = lambda first, second: (second.value - first.value) / math.hypot(first.se, second.se)
+    one, thousand = kid.pop("T = 1, K = 180"), kid["T = 1000, K = 0"]
+    assert min(apart(one, row) for row in kid.values()) > 3, "one level ends ahead of all"
+    assert apart(kid["T = 1000, K = 0, DSM"], thousand) > 3, "score matching is ahead at a thousand levels"
+    assert one.seconds > 3 * kid["T = 6, K = 10"].seconds
