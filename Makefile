@@ -89,10 +89,10 @@ bench: env ## time a Langevin step beside torchebm's and ebmkit's, into data/ben
 kills: env ## kill a training run 100 times at random moments, resume each, count (minutes)
 	@OMP_NUM_THREADS=1 $(RUN) benchmarks/kills.py
 
-# No index's address goes into the lock. Pins stay where they still satisfy pyproject.toml; UPGRADE=--upgrade takes the newest of everything.
+# uv leaves the address of the index out of the lock. Pins stay where they still satisfy pyproject.toml; UPGRADE=--upgrade takes the newest of everything.
 lock: env ## resolve pyproject.toml into requirements.lock
 	@$(VENV)/bin/uv pip compile pyproject.toml --quiet $(UPGRADE) --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --extra book --extra test --extra data --custom-compile-command "make lock" -o requirements.lock
+		--extra book --extra test --extra data --custom-compile-command "make lock" -o requirements.lock
 
 clean: ## remove what was built; the environment, data and runs stay
 	@rm -rf build .pytest_cache .ruff_cache

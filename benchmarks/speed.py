@@ -581,14 +581,13 @@ def trainings(device: torch.device, tiny: bool) -> dict[str, Callable[[], list[d
 
 
 def timed(preset: str, mode: str, device: torch.device, tiny: bool) -> list[dict[str, Any]]:
-    """The row of one training; none where an engine other than the plain one cannot do it, and a line says why."""
+    """The row of one training; the reason in its place where an engine other than the plain one cannot do it."""
     try:
         row = in_a_new_process(preset, mode, str(device), 2 if tiny else 15, 1 if tiny else 3)
     except Exception as error:
         if mode == "plain":
             raise
-        print(f"training at preset {preset}, engine {mode}: not measured ({why(error)})", flush=True)
-        return []
+        return [{"preset": preset, "engine": mode, "share": None, "share_is": "", "not_measured": why(error)}]
     return [row | share(row, device, results.hardware(device))]
 
 
@@ -606,11 +605,17 @@ class Parts:
             raise SystemExit(f"the interrupted run had another {', '.join(differ)}: run without --resume")
         self.done: dict[str, Any] = found.get("done", {})
 
+    @property
+    def seconds(self) -> float:
+        """Of all parts, those of interrupted calls among them."""
+        return sum(part["seconds"] for part in self.done.values())
+
     def take(self, name: str, run: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
         if name not in self.done:
-            self.done[name] = run()
+            begin = time.perf_counter()
+            self.done[name] = {"rows": run(), "seconds": time.perf_counter() - begin}
             write(self.path, {"about": self.about, "done": self.done})
-        return self.done[name]
+        return self.done[name]["rows"]
 
 
 def missing_peers() -> dict[str, str]:
@@ -682,7 +687,7 @@ def meta(given: argparse.Namespace, device: torch.device, left_out: Mapping[str,
 
 def main() -> None:
     given = options()
-    device, left_out, begin = torch.device(given.device), missing_peers(), time.perf_counter()
+    device, left_out = torch.device(given.device), missing_peers()
     if left_out and not given.dry_run:
         raise SystemExit("; ".join(left_out.values()))
     if given.no_compile:
@@ -700,8 +705,8 @@ def main() -> None:
     for case in cases(device, given.dry_run):
         if given.only is None or case.key in given.only:
             content["rows"] += parts.take(case.key, partial(measure, case, device, left_out, given.dry_run))
-            say(content["rows"], case, time.perf_counter() - begin)
-    write(target(given), {"meta": about | {"seconds": round(time.perf_counter() - begin)}, **content})
+            say(content["rows"], case, parts.seconds)
+    write(target(given), {"meta": about | {"seconds": round(parts.seconds)}, **content})
     parts.path.unlink()
     print(f"written: {os.path.relpath(target(given), ROOT)}")
     if refused := [row for row in content["rows"] if row["not_measured"].startswith("refused")]:

@@ -62,7 +62,7 @@ def training_share(content: dict) -> tuple[float, str] | str:
     """The best preset's median share of the card's rate."""
     where = lambda row: f"preset {row['preset']}, engine {row.get('engine', 'plain')}"
     shares = [(row["share"]["median"], where(row)) for row in content["training"] if row["share"]]
-    reasons = [row["share_is"] for row in content["training"]]
+    reasons = [row["share_is"] for row in content["training"] if row["share_is"]]
     return max(shares) if shares else (reasons[0] if reasons else MISSING)
 
 
@@ -188,6 +188,10 @@ def steps(content: dict) -> str:
 def training(content: dict) -> str:
     body = []
     for row in content["training"]:
+        if reason := row.get("not_measured"):
+            cells = [f"preset {row['preset']}, engine {row['engine']}", f"{MISSING}: {reason}", "", "", "", ""]
+            body.append([html.escape(cell) for cell in cells])
+            continue
         net = f"{row['size']} px, width {row['width']}, {row['blocks']} blocks, {row['weights']:,} weights"
         cells = [
             f"preset {row['preset']}: {net}, batch {row['batch']}, T = {row['T']}, K = {row['K']}, {row['precision']}"

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def hermite(m: int) -> tuple[np.ndarray, np.ndarray]:
     return node, weight / weight.sum()
 
 
-@cache
+@lru_cache
 def hermite_on(device: torch.device, dtype: torch.dtype, m: int) -> tuple[Tensor, Tensor]:
     """The same as tensors, copied to a device once: a chain asks for them at every step."""
     node, weight = (torch.as_tensor(values, dtype=dtype, device=device) for values in hermite(m))

@@ -64,7 +64,7 @@ def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
 def _key(energy: Any, depth: int = 4) -> Any:
     """What two closures made anew in every iteration have in common: their code, and that of what they close over."""
     if isinstance(energy, partial):
-        return _key(energy.func), *(_key(part, depth - 1) for part in energy.args if callable(part) and depth)
+        return _key(energy.func, depth), *(_key(part, depth - 1) for part in energy.args if callable(part) and depth)
     code = getattr(energy, "__code__", None)
     if code is None:
         return type(energy)

@@ -147,7 +147,7 @@ _RECOVERY_TEXT = replace(
     symbol=("b_0", B_0),
     range="not stated",
 )
-_RECOVERY_NORMAL = replace(  # the normal approximation: one draw, whose temperature 1/2 is that of its own Gaussian
+_RECOVERY_NORMAL = replace(  # the normal approximation: one draw from the conditional, which looks like a colder step
     _RECOVERY,
     setting="T1k",
     source="paper, Eq. 12",

@@ -280,6 +280,7 @@ def test_conda_make_and_pip_install_the_same():
     makefile = (ROOT / "Makefile").read_text()
     assert f"--python-version {python}" in makefile
     assert "--require-hashes -r requirements.lock" in makefile
+    assert "://" not in LOCK, "no index's address goes into the lock"
     assert [f"--extra {extra}" in makefile for extra in LOCKED_EXTRAS] == [True] * 3
     assert re.search(r"^UV_VERSION := \d+\.\d+\.\d+$", makefile, re.MULTILINE)
 
