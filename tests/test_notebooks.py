@@ -141,7 +141,8 @@ def test_the_banner_of_a_stand_in_comes_before_anything_else(main_job):
 
 
 def test_the_bundled_checkpoint_is_shown_where_its_levels_and_steps_fit(main_job, tmp_path: Path):
-    committed, _ = results.load(ROOT / "data" / "results" / "drl_cifar.json")
+    files = [ROOT / "data" / "results" / f"{name}.json" for name in ("drl_cifar", "drl_cifar_ablations")]
+    committed = [row for file in files for row in results.load(file)[0]]
     given = ["-p", "preset", "smoke", "-p", "K", "30", "-p", "iterations", "1", "-p", "dataset", "fashion_mnist"]
     source, out = ROOT / "notebooks" / "drl_cifar.ipynb", tmp_path / "out.ipynb"
     run = run_papermill(source, out, tmp_path, *given)
