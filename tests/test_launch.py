@@ -22,14 +22,18 @@ with_accelerate = pytest.mark.skipif(
 TOLERANCE = 1e-5
 CIFAR = ("drl_cifar", "-p", "dataset", "fashion_mnist", "-p", "iterations", "16")  # a checkpoint every fourth
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+# On a CPU, accelerate starts several processes only as for several GPUs; `device` then keeps them on the CPU.
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes")
+
 
 @pytest.fixture
 def start(root):
     """Starts `ebmlib.launch` on a notebook at smoke in some processes, and stops what is left of them."""
     started = []
 
-    def launched(processes, folder, name, *options):
-        before = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1)
+    def launched(processes, folder, name, *options, launcher=TORCHRUN):
+        before = [*launcher, str(processes)] * (processes > 1)
         notebook = root / "notebooks" / f"{name}.ipynb"
         command = [sys.executable, *before, "-m", "ebmlib.launch", notebook, "-p", "preset", "smoke"]
         command += ["-p", "device", "cpu", "-p", "run_dir", folder, *options]
@@ -75,7 +79,7 @@ def apart(one, two, kind="ema"):
 @pytest.mark.slow
 def test_two_processes_train_the_reservoir_notebook_as_one(start, tmp_path):
     done(start(1, tmp_path / "one", "improved_cd_toy"))
-    out, _ = done(start(2, tmp_path / "two", "improved_cd_toy"))
+    out, _ = done(start(2, tmp_path / "two", "improved_cd_toy", launcher=ACCELERATE))
     one, two = newest(tmp_path / "one"), newest(tmp_path / "two")
     assert apart(one, two) < TOLERANCE
     assert apart(one, two, "net") < TOLERANCE
