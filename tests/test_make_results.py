@@ -94,7 +94,7 @@ def written(bench, notebook):
     return results.load(bench.ROOT / "data" / "results" / f"{notebook}.json")
 
 
-def test_every_seed_of_the_plan_runs_once_at_the_preset_paper(bench, monkeypatch, capsys):
+def test_every_seed_of_the_plan_runs_once_and_means_stand_only_where_there_are_several(bench, monkeypatch, capsys):
     run(bench, monkeypatch, "self_adversarial_toy", "partition_toy")
     found = [(name, given.get("dataset"), given["seed"]) for name, given in calls(bench)]
     assert found == [
@@ -104,18 +104,14 @@ def test_every_seed_of_the_plan_runs_once_at_the_preset_paper(bench, monkeypatch
     assert {(given["preset"], given["resume"]) for _, given in calls(bench)} == {("paper", "False")}
     assert len({given["run_dir"] for _, given in calls(bench)}) == 7
     assert capsys.readouterr().out.count("more than the 60 minutes that a seed may take") == 2  # seed 2, two data sets
-    run(bench, monkeypatch, "partition_toy")
-    assert len(calls(bench)) == 7, "a finished run is not run again"
-
-
-def test_means_stand_only_where_there_are_several_seeds(bench, monkeypatch):
-    run(bench, monkeypatch, "self_adversarial_toy", "partition_toy")
     rows, meta = written(bench, "self_adversarial_toy")
     assert [(row.value, row.seconds) for row in rows[:2]] == [(2.0, 10.0)] * 2  # seconds of a seed, not of all
     assert [row.seed for row in rows] == [[0, 1, 2], [0, 1, 2], 0, 1, 2, 0, 1, 2]
     assert set(meta["seconds"].values()) == {60, 4060}
     assert meta["commit"] == git(bench.ROOT, "rev-parse", "--short=12", "HEAD")
     assert [row.seed for row in written(bench, "partition_toy")[0]] == [0]
+    run(bench, monkeypatch, "partition_toy")
+    assert len(calls(bench)) == 7, "a finished run is not run again"
 
 
 @pytest.mark.slow
