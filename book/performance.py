@@ -192,7 +192,8 @@ def training(content: dict) -> str:
             cells = [f"preset {row['preset']}, engine {row['engine']}", f"{MISSING}: {reason}", "", "", "", ""]
             body.append([html.escape(cell) for cell in cells])
             continue
-        net = f"{row['size']} px, width {row['width']}, {row['blocks']} blocks, {row['weights']:,} weights"
+        blocks = f"{row['blocks']} block{'s' * (row['blocks'] > 1)}"
+        net = f"{row['size']} px, width {row['width']}, {blocks}, {row['weights']:,} weights"
         cells = [
             f"preset {row['preset']}: {net}, batch {row['batch']}, T = {row['T']}, K = {row['K']}, {row['precision']}"
             + ("" if row.get("engine", "plain") == "plain" else f", engine {row['engine']}"),
@@ -202,7 +203,7 @@ def training(content: dict) -> str:
             three(row["share"], lambda v: f"{v:.1%}") + f" {row['share_is']}" if row["share"] else row["share_is"],
             profile(row),
         ]
-        body.append([html.escape(cell) for cell in cells])
+        body.append([html.escape(cell).replace("_", "_<wbr>") for cell in cells])  # long names may break
     titles = ("training", "iterations a second: min / median / max", "peak memory", "FLOP an iteration", "share")
     return html_table((*titles, "where the time goes"), body, "Training recovery likelihood", words=2)
 
@@ -211,7 +212,8 @@ def profile(row: dict[str, Any]) -> str:
     """The operations that take most of one iteration, and how busy they kept a GPU."""
     if not row.get("profile"):
         return MISSING
-    parts = ", ".join(f"{part['share']:.0%} {part['operation']}" for part in row["profile"]["operations"])
+    operations = row["profile"]["operations"]
+    parts = ", ".join(f"{part['share']:.0%} {part['operation'].removeprefix('aten::')}" for part in operations)
     busy = row["profile"]["busy"]
     return parts if busy is None else f"busy {busy:.0%} of the iteration: {parts}"
 
