@@ -6,7 +6,8 @@
 A run is persistent contrastive divergence in two dimensions: a net, its running mean, Adam, a reservoir and generators.
 It writes a checkpoint every few iterations, so that kills fall into writes, too. One run that nobody kills comes first.
 Every other one is killed at a moment drawn uniformly over its length, resumed to the end, and compared with the first
-bit by bit: weights, running mean, optimizer, reservoir, generators and the log.
+bit by bit: weights, running mean, optimizer, reservoir, generators and the log. One that had no checkpoint yet has
+nothing to resume: it begins again in its folder.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def train(folder: Path, iterations: int = ITERATIONS) -> None:
         pool.push(x_neg, rng)
         return contrastive(net(x), net(x_neg))
 
-    run = training.open_run("kills", KEY, folder, resume=folder.exists())
+    run = training.open_run("kills", KEY, folder, resume=any(folder.glob("step-*.safetensors")))
     parts = {"net": net, "ema": training.Ema(net, 0.99), "optimizer": torch.optim.Adam(net.parameters(), 1e-3)}
     batches = training.Draws(target.sample, 32, rng)
     training.fit(

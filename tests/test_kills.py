@@ -47,6 +47,23 @@ def test_a_fingerprint_sees_one_bit_and_not_the_seconds(tmp_path):
     assert kills.fingerprint(tmp_path / "run") != before
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_folder(tmp_path):
+    kills = script()
+    torch.set_num_threads(1)
+    kills.train(tmp_path / "whole", iterations=5)
+    for left in ([], [".lock"], [".lock", "run.json"], [".lock", "run.json", ".step-00000005.safetensors.1.tmp"]):
+        folder = tmp_path / f"left-{len(left)}"
+        folder.mkdir()
+        for name in left:
+            source = tmp_path / "whole" / "run.json"
+            info = {**json.loads(source.read_text()), "finished": False}
+            (folder / name).write_text(json.dumps(info) if name == "run.json" else "1")
+        kills.train(folder, iterations=5)
+        assert kills.fingerprint(folder) == kills.fingerprint(tmp_path / "whole")
+        assert not list(folder.glob(".*.tmp"))
+    assert len(list(tmp_path.iterdir())) == 5, "no second folder beside"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kills_are_counted_by_the_command(tmp_path):
