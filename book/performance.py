@@ -203,7 +203,7 @@ def training(content: dict) -> str:
             three(row["share"], lambda v: f"{v:.1%}") + f" {row['share_is']}" if row["share"] else row["share_is"],
             profile(row),
         ]
-        body.append([html.escape(cell).replace("_", "_<wbr>") for cell in cells])  # long names may break
+        body.append([html.escape(cell) for cell in cells])
     titles = ("training", "iterations a second: min / median / max", "peak memory", "FLOP an iteration", "share")
     return html_table((*titles, "where the time goes"), body, "Training recovery likelihood", words=2)
 

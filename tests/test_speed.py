@@ -328,7 +328,7 @@ def test_the_page_is_made_from_what_the_command_wrote(dry, tmp_path):
     assert f"{dry['training'][0]['flops']:.4g}" in page["speed_cpu_training"]
     first = dry["training"][0]["profile"]["operations"][0]
     operation = f"{first['share']:.0%} {first['operation'].removeprefix('aten::')}"
-    assert operation in page["speed_cpu_training"].replace("<wbr>", "")
+    assert operation in page["speed_cpu_training"]
 
 
 def test_a_dry_run_stands_on_no_page(dry, tmp_path):
