@@ -24,12 +24,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib import checkpoint, densities, metrics, partition, recovery, results, training
+from ebmlib import partition
 from ebmlib.core import Energy, evaluating
-from ebmlib.nets.energies import MLP, TimeMLP
+from ebmlib.metrics import images as metrics
+from ebmlib.nets.mlp import MLP, TimeMLP
 from ebmlib.objectives import contrastive
+from ebmlib.page import results
+from ebmlib.papers import recovery
 from ebmlib.reservoir import Reservoir
+from ebmlib.run import checkpoint, training
 from ebmlib.samplers import langevin, ula
+from ebmlib.targets import densities
 
 ROOT = Path(__file__).resolve().parents[1]
 WANTED = "0.16.0"

@@ -17,8 +17,11 @@ from typing import Any
 
 import torch
 
-from ebmlib import checkpoint, results
-from ebmlib.nets.energies import ConvNet, TimeWideResNet, parameter_count
+from ebmlib.nets.blocks import parameter_count
+from ebmlib.nets.conv import ConvNet
+from ebmlib.nets.wideresnet import TimeWideResNet
+from ebmlib.page import results
+from ebmlib.run import checkpoint
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 LIMIT = 8_000_000  # bytes of a file of weights

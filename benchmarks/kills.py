@@ -24,12 +24,14 @@ from pathlib import Path
 import torch
 import torch._dynamo  # what a first optimizer imports, seconds long: once, before the forks
 
-from ebmlib import checkpoint, densities, results, training
 from ebmlib.core import evaluating
-from ebmlib.nets.energies import MLP
+from ebmlib.nets.mlp import MLP
 from ebmlib.objectives import contrastive
+from ebmlib.page import results
 from ebmlib.reservoir import Reservoir
+from ebmlib.run import checkpoint, training
 from ebmlib.samplers import langevin, ula
+from ebmlib.targets import densities
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "data" / "benchmarks" / "kills.json"

@@ -3,7 +3,7 @@
 // terms and on tables, and with 250 on a 2x32 net.
 import { readFileSync } from "node:fs";
 
-const source = readFileSync(new URL("../ebmlib/playground.js", import.meta.url), "utf8");
+const source = readFileSync(new URL("../ebmlib/page/playground.js", import.meta.url), "utf8");
 const { Chains, Rng, createEnergy } = await import(
   "data:text/javascript;base64," + Buffer.from(source).toString("base64")
 );

@@ -27,7 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ebmlib import checkpoint, results, settings
+from ebmlib.page import results
+from ebmlib.run import checkpoint
+from ebmlib.settings import resolve as settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from export import bundle

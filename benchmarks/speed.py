@@ -44,14 +44,19 @@ from torch.nn.utils import parametrize
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ebmlib import data, engine, recovery, results, training
-from ebmlib.chapters import DRL
+from ebmlib import data, engine
 from ebmlib.core import Energy, evaluating
-from ebmlib.nets.blocks import ChannelScale
-from ebmlib.nets.energies import MLP, ConvNet, TimeWideResNet, channels_last, parameter_count
+from ebmlib.nets.blocks import ChannelScale, channels_last, parameter_count
+from ebmlib.nets.conv import ConvNet
+from ebmlib.nets.mlp import MLP
+from ebmlib.nets.wideresnet import TimeWideResNet
 from ebmlib.objectives import contrastive
-from ebmlib.presets import NOTEBOOKS
+from ebmlib.page import results
+from ebmlib.papers import recovery
+from ebmlib.run import training
 from ebmlib.samplers import WORTH_RECORDING, decoupled, langevin, ula
+from ebmlib.settings.chapters import DRL
+from ebmlib.settings.presets import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"torchebm": "0.8.9", "ebmkit": "0.16.0"}

@@ -95,7 +95,7 @@ CARDS = (
 
 def substitutions(outcomes: list[Outcome], rows: Rows, assets: Path) -> dict[str, str]:
     """{{ landing }}: raw HTML; the pictures are written into `assets`."""
-    from ebmlib import playground
+    from ebmlib.page import playground
 
     moving = playground.Playground("swiss-roll", steps=100_000, particles=300).static_html()
     papers = "".join(_item(card, outcomes, rows, assets) for card in CARDS)
@@ -107,7 +107,7 @@ def substitutions(outcomes: list[Outcome], rows: Rows, assets: Path) -> dict[str
 
 
 def _item(card: Card, outcomes: list[Outcome], rows: Rows, assets: Path) -> str:
-    from ebmlib import results
+    from ebmlib.page import results
 
     picture = _picture(card, outcomes)
     asked = [(label, rows.of(card.notebook, name, dataset)) for label, name, dataset in card.ours]

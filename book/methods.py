@@ -68,7 +68,7 @@ def _not_told_apart(one, other) -> bool:
 
 
 def _table(found: dict, targets: list[str]) -> str:
-    from ebmlib import results
+    from ebmlib.page import results
 
     titles = [
         "method",

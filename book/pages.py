@@ -61,9 +61,9 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
 
 def _static_script(project: Project) -> str | None:
     """The playground's script for pages without a kernel, where the project has a playground."""
-    if not (project.root / "ebmlib" / "playground.py").is_file():
+    if not (project.root / "ebmlib" / "page" / "playground.py").is_file():
         return None
-    from ebmlib import playground
+    from ebmlib.page import playground
 
     return playground.static_script()
 
@@ -100,7 +100,7 @@ def committed_numbers(project: Project) -> dict[str, str]:
     files = papers.committed_files(project)
     if not files:
         return {}
-    from ebmlib import results
+    from ebmlib.page import results
 
     numbers: dict[str, str] = {}
     for path in files:
@@ -261,7 +261,7 @@ def _not_run(project: Project) -> list[str]:
 
 def _section_of(path: Path) -> list[str]:
     """Committed rows that no notebook made, under the title and with the note that the file brings."""
-    from ebmlib import results
+    from ebmlib.page import results
 
     rows, meta = results.load(path)
     words = [meta["note"], ""] if "note" in meta else []
@@ -281,7 +281,7 @@ def _title(outcome: Outcome) -> str:
 
 def _tables(project: Project, outcome: Outcome) -> list[tuple[str, str]]:
     """(what it is, HTML table) of the page's own rows and of the committed ones, where there are any."""
-    from ebmlib import results
+    from ebmlib.page import results
 
     own = papers.own_rows(project, outcome)
     tables = [("As this book's build ran it:", results.as_html(own))] if own else []

@@ -37,7 +37,7 @@ def committed_files(project: Project) -> list[Path]:
 
 def own_rows(project: Project, outcome: Outcome) -> list:
     """The rows that a page's run made. A page shows committed rows, too: those are not its own."""
-    from ebmlib import results
+    from ebmlib.page import results
 
     if outcome.notebook is None or results.MIME not in outcome.notebook.read_text(encoding="utf-8"):
         return []
@@ -47,7 +47,7 @@ def own_rows(project: Project, outcome: Outcome) -> list:
 
 def collect(project: Project, outcomes: list[Outcome]) -> Rows:
     """Committed rows as means over their seeds, then those of the build's own executions that are not the same."""
-    from ebmlib import results
+    from ebmlib.page import results
 
     found: dict[tuple[str, str, str], list] = {}
     for path in committed_files(project):
@@ -152,7 +152,7 @@ def _answers(asked: dict, rows: Rows) -> list[str]:
 
 def value(row) -> str:
     """A row's value with its standard error and unit."""
-    from ebmlib import results
+    from ebmlib.page import results
 
     return f"{results.quantity(row.value, row.se)} {row.unit}".strip()
 

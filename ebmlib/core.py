@@ -1,5 +1,6 @@
 """The one convention of the library: an energy is a function (B, *S) -> (B,), low where data are likely."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,11 +9,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Energy = Callable[[Tensor], Tensor]
+LOG_2PI = math.log(2 * math.pi)
 
 
 def flat_sum(x: Tensor) -> Tensor:
     """Sum over every dimension but the first: (B, *S) -> (B,)."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def gaussian_energy(x: Tensor) -> Tensor:
+    """-log N(x; 0, I) in nats: (B, *S) -> (B,)."""
+    return flat_sum(0.5 * x**2 + 0.5 * LOG_2PI)
 
 
 def expand(value: float | Tensor, x: Tensor) -> float | Tensor:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebmlib import results, training
+from ebmlib.page import results
+from ebmlib.run import training
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "against_ebmkit.py"
 

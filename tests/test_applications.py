@@ -7,10 +7,9 @@ import torch
 from problems import assert_mean, drl_gaussian_level, drl_gaussian_map, drl_gaussian_samples
 from scipy.spatial import geometric_slerp
 
-from ebmlib.applications import WAYS, between, interpolate, path_length, shared
 from ebmlib.core import flat_sum
-from ebmlib.nets.energies import TimeMLP
-from ebmlib.recovery import levels, noising, progressive
+from ebmlib.nets.mlp import TimeMLP
+from ebmlib.papers.recovery import WAYS, between, interpolate, levels, noising, path_length, progressive, shared
 from ebmlib.samplers import langevin, langevin_step, ula
 
 S = torch.linspace(0, 1, 9)

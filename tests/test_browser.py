@@ -14,10 +14,10 @@ import pytest
 from browsing import CHROMIUM, DRIVER, Browser, served
 
 from book import checks
-from ebmlib import densities
-from ebmlib.exports import net_spec, table_spec
-from ebmlib.nets.energies import MLP
-from ebmlib.playground import Playground
+from ebmlib.nets.mlp import MLP
+from ebmlib.page.exports import net_spec, table_spec
+from ebmlib.page.playground import Playground
+from ebmlib.targets import densities
 
 ONE_OF_EACH_KIND = (
     "index.html",

@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from book import api, build, cards, checks, dependencies, landing, methods, pages, papers
 from book.execution import Outcome, Record, execute_all, failing_cell, over_budget
 from book.project import Plan, Project
-from ebmlib import results
+from ebmlib.page import results
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'preset = "quick"  # which preset\nrun_dir = None  # where runs live'

@@ -6,7 +6,8 @@ import warnings
 import pytest
 import torch
 
-from ebmlib import cache, checkpoint
+from ebmlib.metrics import cache
+from ebmlib.run import checkpoint
 
 KEY = {"kind": "features", "images": "ab" * 32, "extractor": "Fashion-CNN", "computed": [256, "CPU", True]}
 

@@ -10,9 +10,10 @@ from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torch.nn import functional as F
 
-from ebmlib import coarse_to_fine, fields
 from ebmlib.core import energy_and_grad
+from ebmlib.papers import coarse_to_fine
 from ebmlib.samplers import decayed, langevin, ula
+from ebmlib.targets import fields
 
 
 def refuse(x):

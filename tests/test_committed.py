@@ -4,7 +4,8 @@ import hashlib
 import math
 from pathlib import Path
 
-from ebmlib import checkpoint, results
+from ebmlib.page import results
+from ebmlib.run import checkpoint
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from scipy.special import ndtri
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from ebmlib import densities
+from ebmlib.targets import densities
 
 SMOOTH = {
     "gaussian": densities.gaussian(0.7, (1.0, -2.0)),

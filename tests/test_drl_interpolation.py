@@ -7,8 +7,10 @@ import cells
 import pytest
 import torch
 
-from ebmlib import checkpoint, recovery
-from ebmlib.nets.energies import MLP, TimeWideResNet
+from ebmlib.nets.mlp import MLP
+from ebmlib.nets.wideresnet import TimeWideResNet
+from ebmlib.papers import recovery
+from ebmlib.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,8 @@ import cells
 import pytest
 import torch
 
-from ebmlib import checkpoint, results
+from ebmlib.page import results
+from ebmlib.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = {"preset": "smoke", "device": "cpu", "iterations": 2}

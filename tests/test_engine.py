@@ -12,10 +12,13 @@ import torch
 from tape import OnTape
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ebmlib import core, densities, engine, recovery
+from ebmlib import core, engine
 from ebmlib.core import evaluating
-from ebmlib.nets.energies import MLP, TimeWideResNet
+from ebmlib.nets.mlp import MLP
+from ebmlib.nets.wideresnet import TimeWideResNet
+from ebmlib.papers import recovery
 from ebmlib.samplers import decayed, hmc, langevin, mala, ula
+from ebmlib.targets import densities
 
 ROOT = Path(__file__).resolve().parents[1]
 T = torch.tensor([0, 1, 2, 3])

@@ -9,10 +9,11 @@ from problems import assert_mean, quartic
 from torch.distributions import MultivariateNormal
 from torch.func import jacrev, vmap
 
-from ebmlib import flow, partition
+from ebmlib import partition
 from ebmlib.core import frozen
-from ebmlib.nets.energies import MLP
+from ebmlib.nets.mlp import MLP
 from ebmlib.objectives import contrastive, kl_opt
+from ebmlib.papers import flow
 from ebmlib.samplers import descent, langevin
 
 T = 0.7  # long enough that a wrong factor shows

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebmlib import metrics
-from ebmlib.nets import inception as standard
-from ebmlib.nets.features import FashionCNN
+from ebmlib.metrics import images as metrics
+from ebmlib.metrics import inception as standard
+from ebmlib.metrics.features import FashionCNN
 
 HAS_FIDELITY = importlib.util.find_spec("torch_fidelity") is not None
 needs_fidelity = pytest.mark.skipif(

@@ -21,7 +21,7 @@ LAB = ROOT / "build" / "lab"  # beside the environment: `make lab` installs it t
 
 CODE = """
 import ipywidgets
-from ebmlib.playground import Playground
+from ebmlib.page.playground import Playground
 p = Playground("25-gaussians", steps=100_000)
 p
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebmlib import checkpoint
+from ebmlib.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "kills.py"

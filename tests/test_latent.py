@@ -9,8 +9,8 @@ from problems import assert_mean
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from ebmlib import latent
 from ebmlib.nets.vae import VAE, Normal
+from ebmlib.papers import latent
 from ebmlib.samplers import langevin_step, mala
 
 

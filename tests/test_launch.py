@@ -12,8 +12,8 @@ import torch
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from ebmlib import launch, training
-from ebmlib.training import load
+from ebmlib.run import launch, training
+from ebmlib.run.training import load
 
 with_accelerate = pytest.mark.skipif(
     find_spec("accelerate") is None, reason="needs accelerate: pip install 'ebmlib[launch]'"
@@ -29,13 +29,13 @@ ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 @pytest.fixture
 def start(root):
-    """Starts `ebmlib.launch` on a notebook at smoke in some processes, and stops what is left of them."""
+    """Starts `ebmlib.run.launch` on a notebook at smoke in some processes, and stops what is left of them."""
     started = []
 
     def launched(processes, folder, name, *options, launcher=TORCHRUN):
         before = [*launcher, str(processes)] * (processes > 1)
         notebook = root / "notebooks" / f"{name}.ipynb"
-        command = [sys.executable, *before, "-m", "ebmlib.launch", notebook, "-p", "preset", "smoke"]
+        command = [sys.executable, *before, "-m", "ebmlib.run.launch", notebook, "-p", "preset", "smoke"]
         command += ["-p", "device", "cpu", "-p", "run_dir", folder, *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -141,12 +141,12 @@ def test_mistakes_are_one_sentence(root, monkeypatch):
     assert launch.prepared([toy, "-p", "K"])[1]["parameters"] == {"K": "--"}  # which the notebook refuses
     assert stopped(lambda: launch.main([toy, "-p", "device", "cuda:1"])).startswith("device = 'cuda:1': every process")
     monkeypatch.setitem(sys.modules, "accelerate", None)  # as if it were not installed
-    assert stopped(lambda: launch.main([toy])) == "ebmlib.launch needs accelerate: pip install 'ebmlib[launch]'"
+    assert stopped(lambda: launch.main([toy])) == "ebmlib.run.launch needs accelerate: pip install 'ebmlib[launch]'"
 
 
 TRAINING = """
 import torch
-from ebmlib import training
+from ebmlib.run import training
 net = torch.nn.Linear(1, 1)
 options = {"net": net, "optimizer": torch.optim.SGD(net.parameters(), 0.1), "iterations": 2, "progress": False}
 draws = training.Draws(lambda n, rng: torch.randn(n, 1, generator=rng), 4, training.seeded(0))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ebmlib import results
+from ebmlib.page import results
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "results.py"
 STAND_IN = """
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from ebmlib import checkpoint
-from ebmlib.results import MIME, Row
+from ebmlib.run import checkpoint
+from ebmlib.page.results import MIME, Row
 
 source, new = map(Path, sys.argv[4:6])
 given = {sys.argv[i + 1]: sys.argv[i + 2] for i in range(6, len(sys.argv), 3)}

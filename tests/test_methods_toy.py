@@ -8,7 +8,7 @@ import cells
 import pytest
 import torch
 
-from ebmlib import latent
+from ebmlib.papers import latent
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,10 +15,11 @@ from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from ebmlib import data, metrics
-from ebmlib.densities import gaussian_grid
-from ebmlib.nets import features as net_features
-from ebmlib.nets.features import FashionCNN, conversion, fashion_cnn, find_weights, to_bytes, to_gray28
+from ebmlib import data
+from ebmlib.metrics import features as net_features
+from ebmlib.metrics import images as metrics
+from ebmlib.metrics.features import FashionCNN, conversion, fashion_cnn, find_weights, to_bytes, to_gray28
+from ebmlib.targets.densities import gaussian_grid
 
 
 def generator(seed: int) -> torch.Generator:

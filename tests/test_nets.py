@@ -9,8 +9,11 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from ebmlib.core import energy_and_grad, evaluating
-from ebmlib.nets.blocks import ResBlock, TimeEmbedding, sinusoidal
-from ebmlib.nets.energies import MLP, ConvNet, GrowingNet, TimeMLP, TimeWideResNet, channels_last, parameter_count
+from ebmlib.nets.blocks import ResBlock, TimeEmbedding, channels_last, parameter_count, sinusoidal
+from ebmlib.nets.conv import ConvNet
+from ebmlib.nets.growing import GrowingNet
+from ebmlib.nets.mlp import MLP, TimeMLP
+from ebmlib.nets.wideresnet import TimeWideResNet
 
 # name: (net, shape of a sample); the multipliers include a stage that widens and one that does not
 NETS = {

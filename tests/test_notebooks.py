@@ -23,9 +23,12 @@ import torch
 from cells import run_cells as run_cells_of
 
 from book.execution import NO_START
-from ebmlib import checkpoint, recovery, results, settings
-from ebmlib.nets.energies import MLP
-from ebmlib.presets import NOTEBOOKS as SETTINGS
+from ebmlib.nets.mlp import MLP
+from ebmlib.page import results
+from ebmlib.papers import recovery
+from ebmlib.run import checkpoint
+from ebmlib.settings import resolve as settings
+from ebmlib.settings.presets import NOTEBOOKS as SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -10,10 +10,10 @@ from scipy.special import digamma
 from scipy.stats import norm
 from torch import nn
 
-from ebmlib import densities
-from ebmlib.nets.energies import MLP
+from ebmlib.nets.mlp import MLP
 from ebmlib.objectives import contrastive, denoising_score_matching, entropy_nn, kl_opt
 from ebmlib.samplers import langevin_step
+from ebmlib.targets import densities
 
 
 def quadratic(w, x):

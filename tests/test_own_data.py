@@ -8,7 +8,8 @@ import formats
 import pytest
 import torch
 
-from ebmlib import partition, recovery
+from ebmlib import partition
+from ebmlib.papers import recovery
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "book" / "own_data.md").read_text()

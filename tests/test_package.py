@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PATTERNS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["ebmlib"]
+PAGE = ROOT / "ebmlib" / "page"
+PATTERNS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["ebmlib.page"]
 
 
 def files() -> list[Path]:
@@ -15,11 +16,11 @@ def files() -> list[Path]:
 
 
 def test_every_file_beside_the_modules_is_installed():
-    taken = {path for pattern in PATTERNS for path in (ROOT / "ebmlib").glob(pattern)}  # as setuptools does
-    assert "book.mplstyle" in map(str, files())
+    taken = {path for pattern in PATTERNS for path in PAGE.glob(pattern)}  # as setuptools does
+    assert "page/book.mplstyle" in map(str, files())
     assert [str(path) for path in files() if ROOT / "ebmlib" / path not in taken] == []
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_no_pattern_is_idle(pattern: str):
-    assert any((ROOT / "ebmlib").glob(pattern))
+    assert any(PAGE.glob(pattern))

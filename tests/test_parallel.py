@@ -18,13 +18,14 @@ import torch
 from torch import distributed, nn
 
 import ebmlib
-from ebmlib import parallel, recovery
 from ebmlib.core import evaluating
-from ebmlib.nets.energies import MLP, TimeMLP
+from ebmlib.nets.mlp import MLP, TimeMLP
 from ebmlib.objectives import contrastive, entropy_nn, kl_opt
+from ebmlib.papers import recovery
 from ebmlib.reservoir import Reservoir
+from ebmlib.run import parallel
+from ebmlib.run.training import Batches, Diverged, Draws, Ema, fit, load, open_run, seeded
 from ebmlib.samplers import langevin, langevin_step, ula
-from ebmlib.training import Batches, Diverged, Draws, Ema, fit, load, open_run, seeded
 
 PROCESSES = 2
 ITERATIONS, HALF = 8, 3

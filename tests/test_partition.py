@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.special import gamma
 from scipy.stats import chi2
 
-from ebmlib import densities
+from ebmlib.papers.recovery import noising
 from ebmlib.partition import (
     ais,
     bits_per_dim,
@@ -30,8 +30,8 @@ from ebmlib.partition import (
     touched,
     tuned,
 )
-from ebmlib.recovery import noising
 from ebmlib.samplers import Info, hmc, langevin, mala, ula
+from ebmlib.targets import densities
 
 
 def test_the_grid_is_the_midpoints_with_x_fast(device):

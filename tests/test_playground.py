@@ -13,11 +13,13 @@ import torch
 from browsing import CHROMIUM, DRIVER, Browser, served
 from torch import nn
 
-from ebmlib import densities, recovery, samplers
+from ebmlib import samplers
 from ebmlib.core import evaluating
-from ebmlib.exports import decoded, energy_spec, levels_spec, net_spec, smoothing, table_energy, table_spec
-from ebmlib.nets.energies import MLP, TimeMLP
-from ebmlib.playground import Playground, static_script
+from ebmlib.nets.mlp import MLP, TimeMLP
+from ebmlib.page.exports import decoded, energy_spec, levels_spec, net_spec, smoothing, table_energy, table_spec
+from ebmlib.page.playground import Playground, static_script
+from ebmlib.papers import recovery
+from ebmlib.targets import densities
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="Node is not installed")
@@ -104,7 +106,10 @@ Promise.all([...modules, fetch("/task.json").then((answer) => answer.json())])
   .then(([playground, { check }, task]) => done(JSON.stringify(check(playground, task))))
   .catch((error) => done(String(error)));
 """
-SOURCES = Path(__file__).parents[1] / "ebmlib" / "playground.js", Path(__file__).with_name("playground_check.mjs")
+SOURCES = (
+    Path(__file__).parents[1] / "ebmlib" / "page" / "playground.js",
+    Path(__file__).with_name("playground_check.mjs"),
+)
 
 
 def in_node(task: dict) -> dict:
@@ -487,7 +492,7 @@ def test_bad_arguments_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("export", "message"),
     [
-        (lambda: net_spec(TimeMLP(width=8), 3.0), "must be an ebmlib.nets.energies.MLP, not TimeMLP"),
+        (lambda: net_spec(TimeMLP(width=8), 3.0), "must be an ebmlib.nets.mlp.MLP, not TimeMLP"),
         (lambda: net_spec(MLP(dim=3), 3.0), "this net takes 3"),
         (lambda: net_spec(MLP(width=400), 3.0), "more than the 50000"),
         (lambda: net_spec(MLP(width=8), 0.0), "box must be a positive"),

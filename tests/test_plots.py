@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ebmlib import densities, plots
+from ebmlib.page import plots
+from ebmlib.targets import densities
 
 
 @pytest.fixture(autouse=True)

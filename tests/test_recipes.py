@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from book import recipes
-from ebmlib import chapters
 from ebmlib.recipes import RECIPES, Recipe
+from ebmlib.settings import chapters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTATION = (ROOT / "book" / "notation.md").read_text("utf-8")

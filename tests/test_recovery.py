@@ -20,7 +20,7 @@ from problems import (
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from ebmlib.core import flat_sum
-from ebmlib.recovery import by_level, conditional, cuts, levels, noising, progressive, schedule
+from ebmlib.papers.recovery import by_level, conditional, cuts, levels, noising, progressive, schedule
 from ebmlib.samplers import hmc, langevin, mala
 
 # -- tables --

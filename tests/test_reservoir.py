@@ -7,9 +7,9 @@ import torch
 from problems import assert_mean
 from torch import nn
 
-from ebmlib import training
 from ebmlib.objectives import contrastive
 from ebmlib.reservoir import Reservoir
+from ebmlib.run import training
 from ebmlib.samplers import langevin, ula
 
 

@@ -16,8 +16,8 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from scipy import stats
 
-from ebmlib import results
-from ebmlib.results import Row
+from ebmlib.page import results
+from ebmlib.page.results import Row
 
 FULL = Row(
     "FID (Fashion-CNN features)", 12.3456, 0.0678, 2048, "", 9.58, "Table 1", "Fashion-MNIST", "EMA weights, K = 30",
@@ -154,7 +154,7 @@ def test_the_table_is_escaped_and_scrolls_by_itself():
 
 
 def test_show_prints_in_plain_python():
-    code = "from ebmlib import results; results.show([results.Row('loss', 1.5, .25, paper=2)])"
+    code = "from ebmlib.page import results; results.show([results.Row('loss', 1.5, .25, paper=2)])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "result  paper  this run\nloss    2      1.50 ± 0.25\n"
     assert done.stderr == ""
@@ -170,7 +170,7 @@ def test_only_rows_are_shown_and_saved(rows, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- notebooks
 
-SHOW_FIRST = "from ebmlib.results import Row, show\nshow([Row('a', 1 / 3, .1, 4, seed=[0, 1])])"
+SHOW_FIRST = "from ebmlib.page.results import Row, show\nshow([Row('a', 1 / 3, .1, 4, seed=[0, 1])])"
 SHOW_SECOND = "show([Row('b', 2.5, paper='none'), Row('c', 1e-300)])"
 
 

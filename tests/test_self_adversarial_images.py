@@ -10,7 +10,8 @@ import cells
 import pytest
 import torch
 
-from ebmlib import results, training
+from ebmlib.page import results
+from ebmlib.run import training
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,12 +8,12 @@ import pytest
 from IPython.core import displaypub
 from IPython.core.interactiveshell import InteractiveShell
 
-from ebmlib import settings
-from ebmlib.chapters import DRL
-from ebmlib.nets.energies import HEADS, PRECISIONS
-from ebmlib.presets import NOTEBOOKS, PRESETS
-from ebmlib.recovery import VARIANTS, noising
-from ebmlib.settings import COMMON, start, table
+from ebmlib.nets.wideresnet import HEADS, PRECISIONS
+from ebmlib.papers.recovery import VARIANTS, noising
+from ebmlib.settings import resolve as settings
+from ebmlib.settings.chapters import DRL
+from ebmlib.settings.presets import NOTEBOOKS, PRESETS
+from ebmlib.settings.resolve import COMMON, start, table
 
 EVERY = [(notebook, preset) for notebook, (_, presets) in NOTEBOOKS.items() for preset in presets]
 

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ebmlib import training
-from ebmlib.training import Batches, Diverged, Draws, Ema, History, fit, load, load_module, open_run, save, seeded
+from ebmlib.run import training
+from ebmlib.run.training import Batches, Diverged, Draws, Ema, History, fit, load, load_module, open_run, save, seeded
 
 KEY = {"a": 1, "widths": [16, 16]}
 

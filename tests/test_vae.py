@@ -7,9 +7,9 @@ import torch
 from problems import assert_mean
 from torch import distributions as D
 
-from ebmlib import latent
 from ebmlib.nets.vae import VAE, Normal
 from ebmlib.objectives import elbo
+from ebmlib.papers import latent
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from ebmlib import data, results
-from ebmlib.nets.features import WEIGHTS, FashionCNN
+from ebmlib import data
+from ebmlib.metrics.features import WEIGHTS, FashionCNN
+from ebmlib.page import results
 
 BATCH = 128
 LEARNING_RATE = 3e-3  # the peak of one cycle
@@ -87,7 +88,7 @@ def main() -> None:
     blob = save({key: value.contiguous() for key, value in net.state_dict().items()})
     options.out.write_bytes(blob)
     note = {
-        "net": "ebmlib.nets.features.FashionCNN",
+        "net": "ebmlib.metrics.features.FashionCNN",
         "dataset": source.name,
         "test_accuracy": correct,
         "epochs": options.epochs,

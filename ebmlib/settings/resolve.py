@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, get_args, get_origin
 
-from ebmlib.presets import DATASETS, NOTEBOOKS
+from ebmlib.settings.presets import DATASETS, NOTEBOOKS
 
 COMMON = ("preset", "seed", "device", "dataset", "run_dir", "resume", "checkpoint")
 SHELL = ("In", "Out", "exit", "quit", "open", "get_ipython")  # what IPython itself puts among the globals

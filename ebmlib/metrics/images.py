@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ebmlib import cache, checkpoint, data, results
+from ebmlib import data
 from ebmlib.core import evaluating
-from ebmlib.nets import inception as standard
-from ebmlib.nets.features import FashionCNN, conversion, fashion_cnn
-from ebmlib.nets.inception import Inception
+from ebmlib.metrics import cache
+from ebmlib.metrics import inception as standard
+from ebmlib.metrics.features import FashionCNN, conversion, fashion_cnn
+from ebmlib.metrics.inception import Inception
+from ebmlib.page import results
+from ebmlib.run import checkpoint
 
 Extractor = nn.Module | str | None  # None: Fashion-CNN; "inception": the standard one; a module: (N, C, H, W) -> (N, d)
 

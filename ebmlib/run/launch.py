@@ -1,4 +1,4 @@
-"""Train what a notebook trains, on several processes: `accelerate launch -m ebmlib.launch NOTEBOOK -p NAME VALUE ...`.
+"""Train what a notebook trains on several processes: `accelerate launch -m ebmlib.run.launch NOTEBOOK -p NAME VALUE`.
 
 The code cells run as they stand, up to the end of the first training that has a run folder; `papermill NOTEBOOK ... -p
 resume True` then opens its checkpoint. torchrun does in place of `accelerate launch`. What is divided: `parallel`.
@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebmlib import data, metrics, parallel, training
+from ebmlib import data
+from ebmlib.metrics import images as metrics
+from ebmlib.run import parallel, training
 
 
 class _Trained(BaseException):
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
         cells, about = prepared(argv)
     except ModuleNotFoundError as error:
-        sys.exit(f"ebmlib.launch needs {error.name}: pip install 'ebmlib[launch]'")
+        sys.exit(f"ebmlib.run.launch needs {error.name}: pip install 'ebmlib[launch]'")
     device = about["parameters"].get("device")
     if ":" in str(device):
         sys.exit(f"device = {device!r}: every process takes a GPU of its own, so leave the number out")
@@ -69,9 +71,9 @@ def prepared(argv: Sequence[str]) -> tuple[list[str], Mapping[str, Any]]:
         options = ["--prepare-only", "--no-progress-bar", "--log-level", "ERROR"]
         try:
             # "--" first: an option that lacks its value must not take the path for it
-            papermill.main([*options, *argv, "--", str(path)], "ebmlib.launch", standalone_mode=False)
+            papermill.main([*options, *argv, "--", str(path)], "ebmlib.run.launch", standalone_mode=False)
         except (ClickException, OSError) as error:
-            sys.exit(f"ebmlib.launch: {error.format_message() if isinstance(error, ClickException) else error}")
+            sys.exit(f"ebmlib.run.launch: {error.format_message() if isinstance(error, ClickException) else error}")
         if not path.exists():  # papermill has shown its help
             sys.exit()
         notebook = nbformat.read(path, as_version=4)

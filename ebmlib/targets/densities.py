@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmlib.curves import Curve, Pinwheel, Rings, SwissRoll, TwoMoons  # noqa: F401 (the face)
-from ebmlib.planar import LOG_2PI, TAIL, Density, check_number, check_whole, in_blocks, is_finite
+from ebmlib.targets.curves import Curve, Pinwheel, Rings, SwissRoll, TwoMoons  # noqa: F401 (the face)
+from ebmlib.targets.planar import LOG_2PI, TAIL, Density, check_number, check_whole, in_blocks, is_finite
 
 
 @dataclass(frozen=True)

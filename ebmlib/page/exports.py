@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmlib import densities
 from ebmlib.core import Energy, evaluating
-from ebmlib.nets.energies import MLP, TimeMLP
-from ebmlib.recovery import Noising, levels
+from ebmlib.nets.mlp import MLP, TimeMLP
+from ebmlib.papers.recovery import Noising, levels
+from ebmlib.targets import densities
 
 WEIGHTS = 50_000  # of a net on a page; beyond, one update of a few hundred particles takes longer than a frame
 
@@ -80,9 +80,7 @@ def net_spec(
     50,000 weights: larger ones are too slow on a page, and `table_spec` takes them.
     """
     if not isinstance(net, MLP):
-        raise ValueError(
-            f"net must be an ebmlib.nets.energies.MLP, not {type(net).__name__}; table_spec takes any energy"
-        )
+        raise ValueError(f"net must be an ebmlib.nets.mlp.MLP, not {type(net).__name__}; table_spec takes any energy")
     with evaluating(net):  # spectral normalization moves its weight at every look in training mode
         layers = [(layer.weight.detach(), layer.bias.detach()) for layer in net.layers]
     weights, biases = zip(*layers, strict=True)

@@ -22,13 +22,13 @@ import anywidget
 import torch
 import traitlets
 
-from ebmlib import densities
-from ebmlib.exports import any_spec, encoded, energy_spec, smoothing
+from ebmlib.page.exports import any_spec, encoded, energy_spec, smoothing
+from ebmlib.targets import densities
 
 HERE = Path(__file__).parent
 STATIC_CLASS = "ebm-playground-static"
 STARTS = ("uniform", "center", "gaussian", "data")
-KINDS = ("net", "table", "levels")  # of the specs that ebmlib.exports makes of energies that are no density
+KINDS = ("net", "table", "levels")  # of the specs that ebmlib.page.exports makes of energies that are no density
 DATA = 500  # data points that a page carries at most, 5 kB
 RANGES = {  # a trait's name in words, its least and its largest value
     "step": ("step", 1e-9, 1000),
@@ -106,8 +106,8 @@ $script
 class Playground(anywidget.AnyWidget):
     """Particles under the one update on a 2D energy, with controls.
 
-    energy: an object of `ebmlib.densities`, a name that `densities.by_name` (or "gaussian") knows, what `net_spec`,
-    `table_spec` or `levels_spec` of `ebmlib.exports` returns, or any module or function (B, 2) -> (B,), drawn on
+    energy: an object of `targets.densities`, a name that `densities.by_name` (or "gaussian") knows, what `net_spec`,
+    `table_spec` or `levels_spec` of `ebmlib.page.exports` returns, or any module or function (B, 2) -> (B,), drawn on
     [-box, box]^2 as it is now: an `MLP` by its weights, all others by a table of splines.
     noise=None locks b = sqrt(2 step), temperature 1; noise=0 follows the gradient flow in Euler steps.
     step=None is a fifth of the stability limit, and where none is known a step whose noise is a 40th of the picture's
@@ -252,7 +252,7 @@ def _place(energy, box: float | None) -> tuple[str, dict, float, float, torch.Te
     if not isinstance(energy, densities.Density):
         raise ValueError(
             "the energy must be a density or its name, a module or function with box=, or what net_spec, table_spec or "
-            f"levels_spec of ebmlib.exports returns, not {type(energy).__name__}"
+            f"levels_spec of ebmlib.page.exports returns, not {type(energy).__name__}"
         )
     spec, data = energy_spec(energy), energy.sample(DATA, torch.Generator().manual_seed(0))
     return energy.name, spec, 1.05 * energy.box, 2 * smoothing(energy) ** 2, data

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ebmlib import parallel
-from ebmlib.checkpoint import Run, load, load_module, load_weights, open_run, save, save_weights  # noqa: F401 (the face)
-from ebmlib.history import Board, History, Stats, Watch
+from ebmlib.run import parallel
+from ebmlib.run.checkpoint import Run, load, load_module, load_weights, open_run, save, save_weights  # noqa: F401 (the face)
+from ebmlib.run.history import Board, History, Stats, Watch
 
 CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
 Step = Callable[[Any], tuple[Tensor, Stats]]
@@ -381,7 +381,7 @@ def fit(
     With a `run`, checkpoints are written every `save_every` iterations, at the end and on Ctrl-C, and one that is there
     is continued, bit-identically on the CPU at the same thread count; `generators`, batches.rng, torch's own generator
     and the objects in `state` (state_dict, load_state_dict) are in it. `warmup` is linear; `cosine` decays to 0.
-    In a process group (`ebmlib.launch`) all processes call it alike, and `parallel.sharded` divides the nets' calls.
+    In a process group (`run.launch`) all processes call it alike, and `parallel.sharded` divides the nets' calls.
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`; a checkpoint is always good.
     OutOfMemory says what to lower. The run's folder has log.csv, and TensorBoard scalars if tensorboard is installed.
     """

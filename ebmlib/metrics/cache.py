@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ebmlib import checkpoint
+from ebmlib.run import checkpoint
 
 
 def kept(folder: Path, key: Mapping[str, Any], compute: Callable[[], Tensor]) -> Tensor:

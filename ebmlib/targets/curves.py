@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmlib.planar import LOG_2PI, TAIL, Density, check_number, check_whole, in_blocks, is_finite
+from ebmlib.targets.planar import LOG_2PI, TAIL, Density, check_number, check_whole, in_blocks, is_finite
 
 
 @dataclass(frozen=True)

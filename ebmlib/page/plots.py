@@ -21,7 +21,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E
 
 
 def style() -> None:
-    """Apply the book's matplotlib style, `ebmlib/book.mplstyle`."""
+    """Apply the book's matplotlib style, `ebmlib/page/book.mplstyle`."""
     plt.style.use(Path(__file__).with_name("book.mplstyle"))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ebmlib.chapters import (
+from ebmlib.settings.chapters import (
     DRL,
     CoarseToFineToy,
     DRLInterpolation,

@@ -23,7 +23,7 @@ from torch.autograd import Function
 
 
 def size() -> int:
-    """How many processes train together; 1 without a process group (`ebmlib.launch` makes one)."""
+    """How many processes train together; 1 without a process group (`ebmlib.run.launch` makes one)."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

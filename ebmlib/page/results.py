@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-MIME = "application/vnd.ebmlib.results+json"
+MIME = "application/vnd.ebmlib.page.results+json"
 ERROR_TAGS = ("papermill-error-cell-tag", "papermill-error-cell")  # papermill's banner, and the anchor it links to
 TEXTS = ("unit", "source", "dataset", "protocol", "preset", "device")
 

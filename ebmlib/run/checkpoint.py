@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
-from ebmlib import parallel
+from ebmlib.run import parallel
 
 FORMAT = "ebmlib-checkpoint-1"
 SUFFIX = ".safetensors"

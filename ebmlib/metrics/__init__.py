@@ -1,0 +1,1 @@
+"""Judges of samples and of chains."""

@@ -1,0 +1,84 @@
+"""DRL's energy net for images with noise levels: (x, t) -> (B,)."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ebmlib.core import Energy
+from ebmlib.nets.blocks import ResBlock, TimeEmbedding, leaky, maybe_spectral
+
+HEADS = ("time", "dense")
+PRECISIONS = ("float32", "bfloat16")
+
+
+class TimeWideResNet(nn.Module):
+    """DRL's energy net (Table 4): 3x3 convolution, N blocks a resolution, average pooling, ReLU, spatial sum, a number.
+
+    x (B, channels, H, W) and t (B,) to (B,). head "dense" is the paper's Dense 1; "time" is the released code's inner
+    product with a dense layer of the time embedding. precision "bfloat16" autocasts the body in evaluation mode, where
+    chains run. The loss is a small difference of large energies and stays in float32: rounded, its gradient at DRL's
+    level 0 points elsewhere. H and W must be divisible by 2^(len(multipliers) - 1).
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        width: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 5,
+        head: str = "time",
+        spectral: bool = True,
+        precision: str = "float32",
+    ):
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision = {precision!r}: allowed are {', '.join(map(repr, PRECISIONS))}")
+        self.precision = getattr(torch, precision)
+        if head not in HEADS:
+            raise ValueError(f"head = {head!r}: allowed are {', '.join(map(repr, HEADS))}")
+        embedding = 4 * width
+        self.embed = TimeEmbedding(width, embedding, spectral)
+        self.stem = maybe_spectral(nn.Conv2d(channels, width, 3, padding=1), spectral)
+        stages, inner = [], width
+        for m in multipliers:
+            outer = width * m
+            stages.append(
+                nn.ModuleList(
+                    ResBlock(inner if n == 0 else outer, outer, embedding, 2, spectral) for n in range(blocks)
+                )
+            )
+            inner = outer
+        self.stages = nn.ModuleList(stages)
+        outputs = 1 if head == "dense" else inner
+        self.head = maybe_spectral(nn.Linear(inner if head == "dense" else embedding, outputs), spectral)
+        self.by_time = head == "time"
+
+    def at(self, t: Tensor) -> Energy:
+        """The energy x (B, channels, H, W) -> (B,) at fixed levels t (B,); what depends on t alone is computed once."""
+        temb = self.embed(t)
+        shifts = [[block.shift(temb) for block in stage] for stage in self.stages]
+        weight = self.head(leaky(temb)) if self.by_time else None
+        parts = 2 ** (len(self.stages) - 1)
+        rounded = self.precision is torch.bfloat16 and not self.training
+
+        def energy(x: Tensor) -> Tensor:
+            if x.shape[-2] % parts or x.shape[-1] % parts:  # pooling would drop the last rows without a word
+                raise ValueError(f"images of {x.shape[-2]} x {x.shape[-1]}: both sides must be divisible by {parts}")
+            # Not `enabled=rounded`: a disabled autocast would switch off that of the engine.
+            with torch.autocast(x.device.type, torch.bfloat16) if rounded else nullcontext():
+                h = self.stem(x.contiguous(memory_format=torch.channels_last))
+                for n, stage in enumerate(self.stages):
+                    h = F.avg_pool2d(h, 2) if n else h
+                    for block, shift in zip(stage, shifts[n], strict=True):
+                        h = block(h, shift)
+            # The sum runs in float32 at least: the energy differences that matter are small against it.
+            h = F.relu(h).to(torch.promote_types(h.dtype, torch.float32)).sum((2, 3))  # (B, inner)
+            return self.head(h).squeeze(1) if weight is None else (h * weight).sum(1)
+
+        return energy
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.at(t)(x)

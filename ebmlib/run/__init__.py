@@ -1,0 +1,1 @@
+"""Training runs: the loop, their folders, several processes."""
