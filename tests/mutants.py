@@ -488,8 +488,20 @@ MUTANTS = [
         "for layer in self.body:\n            x = layer(x)",
         NETS,
     ),
-    Slip("a short preset takes the paper's", "settings/resolve.py", 'if preset == "paper" else {}', "", SETTINGS),
-    Slip("the first size of a data set always", "settings/resolve.py", 'entry.get("size") == size', "True", SETTINGS),
+    Slip(
+        "a short preset takes the paper's",
+        "settings/resolve.py",
+        '(published if values["preset"] == "paper" else {})',
+        "published",
+        SETTINGS,
+    ),
+    Slip(
+        "the first size of a data set always",
+        "settings/resolve.py",
+        'entry.get("size") == chosen.get("size")',
+        "True",
+        SETTINGS,
+    ),
     Slip("the gain is forgotten", "nets/mlp.py", "self.stem(self.gain * x)", "self.stem(x)", NETS),
     Slip("no ReLU before the sum", "nets/wideresnet.py", "h = F.relu(h).to(", "h = h.to(", NETS),
     Slip(
@@ -560,15 +572,15 @@ MUTANTS = [
     Slip(
         "True passes for a number",
         "settings/resolve.py",
-        "good = type(given) in wanted",
-        "good = isinstance(given, wanted)",
+        "good = type(value) in (get_args(kind) or (kind,))",
+        "good = isinstance(value, get_args(kind) or (kind,))",
         SETTINGS,
     ),
     Slip(
         "a preset beats the parameters",
         "settings/resolve.py",
-        "**presets[preset], **chosen})",
-        "**chosen, **presets[preset]})",
+        "| short | chosen)",
+        "| chosen | short)",
         SETTINGS,
     ),
     Slip(
@@ -878,11 +890,21 @@ MUTANTS = [
     ),
     Slip(
         "a thousand draws at the chains' noise",
-        "settings/chapters.py",
+        "settings/drl.py",
         'implied |= {"noise": 1.0}  #',
         "pass  #",
         SETTINGS,
     ),
+    Slip(
+        "small beats a preset of its own",
+        "settings/value.py",
+        'presets.pop("small")) | presets',
+        'presets["small"])',
+        SETTINGS,
+    ),
+    Slip("off is a value", "settings/resolve.py", 'if optional and given == "off":', "if False:", SETTINGS),
+    Slip("a larger setting is not seen", "settings/resolve.py", "value > (bound", "value < (bound", SETTINGS),
+    Slip("too few images pass", "run/job.py", "len(job.train) < needed", "False", SETTINGS),
 ]
 
 

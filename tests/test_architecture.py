@@ -51,9 +51,21 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"metrics.cache", "run.checkpoint", "core", "data", "metrics.features", "metrics.inception", "page.results"},
         set(),
     ),
-    "settings.chapters": (set(), set()),
-    "settings.presets": ({"settings.chapters"}, set()),
-    "settings.resolve": ({"settings.presets"}, set()),
+    "settings.value": (set(), set()),
+    "settings.drl": ({"nets.wideresnet", "papers.recovery", "settings.value"}, set()),
+    "settings.improved_cd": ({"settings.value"}, set()),
+    "settings.vaebm": ({"settings.value"}, set()),
+    "settings.cf_ebm": ({"papers.coarse_to_fine", "settings.value"}, set()),
+    "settings.self_adversarial": ({"settings.value"}, set()),
+    "settings.toys": ({"papers.recovery", "settings.value"}, set()),
+    "settings.resolve": ({"settings.value"}, set()),
+    "run.job": (
+        {
+            *("data", "page.plots", "page.results", "page.shown", "run.checkpoint", "run.training"),
+            *("settings.resolve", "settings.value", "targets.densities"),
+        },
+        set(),
+    ),
     "page.shown": (set(), set()),
     "page.results": (set(), set()),
     "page.plots": ({"targets.densities"}, {"matplotlib"}),
@@ -70,7 +82,6 @@ INSIDE = {
     "metrics.inception": {"torchmetrics"},
     "page.results": {"IPython"},
     "page.shown": {"IPython"},
-    "settings.resolve": {"IPython"},
 }
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
 MODULES = [m for m in MODULES if not m.endswith("__init__")]

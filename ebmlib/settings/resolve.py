@@ -1,150 +1,147 @@
-"""Settings of the notebooks: their parameters checked, resolved against `presets`, and shown.
-
-`start` is the first line of every notebook: it checks the parameters and resolves them before anything is written.
-"""
+"""Settings of a notebook from its parameters: checked, and resolved against the preset. `run.job.start` calls this."""
 
 import difflib
-import html
+import importlib
 import math
-import types
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+import pkgutil
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from types import FunctionType, ModuleType, UnionType
 from typing import Any, get_args, get_origin
 
-from ebmlib.settings.presets import DATASETS, NOTEBOOKS
+from ebmlib.settings.value import Settings
 
 COMMON = ("preset", "seed", "device", "dataset", "run_dir", "resume", "checkpoint")
+SEEDS = 2**32  # so that 1000 * seed + k stays an int64, and JavaScript and NumPy take the seed, too
 SHELL = ("In", "Out", "exit", "quit", "open", "get_ipython")  # what IPython itself puts among the globals
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", str | None: "a text or None"}
 
 
-@dataclass(frozen=True)
-class Start:
-    """A notebook's checked parameters: the common ones as given, and `config`, the resolved settings."""
-
-    notebook: str
-    preset: str
-    seed: int
-    device: str | None
-    dataset: str | None
-    run_dir: str | None
-    resume: bool
-    checkpoint: str | None
-    config: Any
-    published: Mapping[str, Any]  # what the paper sets for this data set, where that is not the chapter's own
-
-    def key(self, dataset: str) -> dict[str, Any]:
-        """What a run folder's name is the hash of: the resolved settings, the data set's true name, the seed."""
-        return {"settings": asdict(self.config), "dataset": dataset, "seed": self.seed}
+def classes() -> dict[str, type[Settings]]:
+    """The settings class of each notebook, by the notebook's name: all that the modules of this package define."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"ebmlib.settings.{module.name}")
+    found = [cls for cls in Settings.__subclasses__() if cls.__module__.startswith("ebmlib.settings.")]
+    return {cls.notebook: cls for cls in sorted(found, key=lambda cls: cls.notebook)}
 
 
-def start(notebook: str, namespace: Mapping[str, Any]) -> Start:
-    """Check the parameters among a notebook's globals and resolve its settings; None means "from the preset".
+def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters among a notebook's globals: what is neither code nor IPython's nor begins with _."""
+    code = ModuleType | FunctionType | type
+    return {k: v for k, v in namespace.items() if not (k.startswith("_") or k in SHELL or isinstance(v, code))}
 
-    ValueError in one sentence for an unknown name (with the nearest known one), preset, type or value.
-    """
-    settings, presets = NOTEBOOKS[notebook]
-    types_of = {f.name: f for f in fields(settings)}
-    given = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in SHELL and not _is_code(v)}
-    known = [*COMMON, *types_of]
+
+def common(cls: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The seven common parameters, checked; ValueError in one sentence for an unknown name or a wrong value."""
+    known = [*COMMON, *(f.name for f in fields(cls))]
     for name in given:
         if name not in known:
-            raise ValueError(f"unknown parameter {name}{_nearest(name, known)}: {notebook} takes {', '.join(known)}")
+            raise ValueError(
+                f"unknown parameter {name}{_nearest(name, known)}: {cls.notebook} takes {', '.join(known)}"
+            )
     preset = given.get("preset", "quick")
-    if not isinstance(preset, str) or preset not in presets:
-        raise ValueError(f"preset = {preset!r}{_nearest(preset, presets)}: allowed are {', '.join(presets)}")
-    common = {
-        "seed": _typed("seed", given.get("seed", 0), int, low=0),
-        "resume": _typed("resume", given.get("resume", False), bool),
-    }
-    for name in ("device", "dataset", "run_dir", "checkpoint"):
-        common[name] = _typed(name, given.get(name), str | None)
-    chosen = {n: _checked(types_of[n], v) for n, v in given.items() if n in types_of and v is not None}
-    published = _published(notebook, common["dataset"], chosen.get("size"))
-    config = replace(settings(), **{**(published if preset == "paper" else {}), **presets[preset], **chosen})
-    config = config.implied(chosen) if hasattr(config, "implied") else config
-    return Start(notebook, preset, config=config, published=published, **common)
+    if not isinstance(preset, str) or preset not in cls.presets:
+        raise ValueError(f"preset = {preset!r}{_nearest(preset, cls.presets)}: allowed are {', '.join(cls.presets)}")
+    seed = _typed("seed", given.get("seed", 0), int, low=0, below=SEEDS)
+    resume = _typed("resume", given.get("resume", False), bool)
+    texts = {k: _typed(k, given.get(k), str | None) for k in ("device", "dataset", "run_dir", "checkpoint")}
+    values = {"preset": preset, "seed": seed, "resume": resume, **texts}
+    for name in ("dataset", "resume", "checkpoint"):
+        if name not in cls.takes and values[name] not in (None, False, cls.data):
+            only = repr(cls.data) if name == "dataset" and cls.data else "False" if name == "resume" else "None"
+            raise ValueError(f"{name} = {values[name]!r}: {cls.notebook} has no use for it, allowed is only {only}")
+    return values
 
 
-def _published(notebook: str, dataset: str | None, size: int | None) -> Mapping[str, Any]:
-    """What the paper sets for a data set, at this size where it has several."""
-    found = DATASETS.get(notebook, {}).get(dataset or "", [])
-    return next((entry for entry in found if entry.get("size") == size), found[0] if found else {})
+def resolved(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The settings that these parameters stand for, and what the paper sets for their data set where it differs.
 
-
-def _is_code(thing: Any) -> bool:
-    return isinstance(thing, types.ModuleType | types.FunctionType | type)
-
-
-def _nearest(name: Any, known: Any) -> str:
-    close = difflib.get_close_matches(str(name), list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _typed(name: str, given: Any, kind: Any, low: float | None = None, below: float | None = None) -> Any:
-    """`given` as `kind` (int, float, bool, str, tuple[int, ...] or str | None), or one sentence."""
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "True or False",
-        str: "a text",
-        str | None: "a text or None",
-    }
-    bound = "" if low is None else f" of at least {low:g}"
-    bound += "" if below is None else f" and below {below:g}"
-    if get_origin(kind) is tuple:
-        whole = isinstance(given, list | tuple) and given and all(type(n) is int and n > 0 for n in given)
-        if not whole:
-            hint = f", from papermill by -y '{name}: [1, 2]'" if isinstance(given, str) else ""  # -p passes a text
-            raise ValueError(f"{name} = {given!r}: allowed is a list of positive whole numbers{hint}")
-        return tuple(given)
-    wanted = get_args(kind) or (kind,)
-    good = type(given) in wanted or (kind is float and type(given) is int)
-    good = good and not (type(given) is float and not math.isfinite(given))
-    if not good or (low is not None and not given >= low) or (below is not None and not given < below):
-        raise ValueError(f"{name} = {given!r}: allowed is {names[kind]}{bound}")
-    return float(given) if kind is float else given
-
-
-def _checked(setting: Any, given: Any) -> Any:
-    known = setting.metadata
-    given = _typed(setting.name, given, setting.type, known["low"], known["below"])
-    if known["allowed"] and given not in known["allowed"]:
-        choices = ", ".join(map(repr, known["allowed"]))
-        raise ValueError(f"{setting.name} = {given!r}: allowed are {choices}")
-    return given
-
-
-def table(config: Any, published: Mapping[str, Any] | None = None) -> list[tuple[str, str, str, str, str]]:
-    """(setting, paper's text, released code, this run, where) for every setting of a dataclass of this module.
-
-    The text's value is that of `published` where it has one: what the paper sets for the data set of this run.
+    given: common parameters and settings by name; a setting that is None is taken from the preset, and the text "off"
+    switches one off that may be None. ValueError in one sentence for an unknown name or a wrong value.
     """
-    published = published or {}
+    values, of = common(cls, given), {f.name: f for f in fields(cls)}
+    chosen = {name: _checked(of[name], v) for name, v in given.items() if name in of and v is not None}
+    found = cls.published.get(values["dataset"] or "", [])
+    published = next((entry for entry in found if entry.get("size") == chosen.get("size")), found[0] if found else {})
+    short = {f.name: f.metadata["presets"][p] for f in fields(cls) if (p := values["preset"]) in f.metadata["presets"]}
+    config = replace(cls(), **((published if values["preset"] == "paper" else {}) | short | chosen)).implied(chosen)
+    _fit_together(config)
+    return config, published
+
+
+def table(config: Settings, published: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(setting, paper's text, released code, this run, where) for every setting; the text's value is that of
+    `published` where it has one: what the paper sets for the data set of this run.
+    """
     return [
         (
             f.name,
             _word(published.get(f.name, f.metadata["text"])),
             _word(f.metadata["code"]),
-            _word(getattr(config, f.name)),
+            _word(getattr(config, f.name), "off"),
             f.metadata["source"],
         )
         for f in fields(config)
     ]
 
 
-def _word(thing: Any) -> str:
-    return "not given" if thing is None else " x ".join(map(str, thing)) if isinstance(thing, tuple) else str(thing)
+def _word(thing: Any, nothing: str = "not given") -> str:
+    return nothing if thing is None else " x ".join(map(str, thing)) if isinstance(thing, tuple) else str(thing)
 
 
-def show(run: Start) -> None:
-    """Display a run's settings: paper's text | released code | this run; a column without values is left out."""
-    from IPython.display import display  # only notebooks call this
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
-    heads = ("setting", "paper's text", "released code", f"this run ({run.preset})", "where")
-    columns = [column for column in zip(heads, *table(run.config, run.published)) if {*column[1:]} != {_word(None)}]
-    heads, *rows = zip(*columns)
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in heads)
-    page = f'<div class="ebm-table"><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>'
-    plain = "\n".join(" | ".join(row) for row in [heads, *rows])
-    display({"text/html": page, "text/plain": plain}, raw=True)
+
+def _checked(setting: Field, given: Any) -> Any:
+    known = setting.metadata
+    given = _typed(setting.name, given, setting.type, known["low"], known["above"], known["below"])
+    if known["allowed"] and given not in known["allowed"]:
+        raise ValueError(f"{setting.name} = {given!r}: allowed are {', '.join(map(repr, known['allowed']))}")
+    if known["check"]:
+        known["check"](given)
+    return given
+
+
+def _typed(name: str, given: Any, kind: Any, low: Any = None, above: Any = None, below: Any = None) -> Any:
+    """`given` as `kind`, or ValueError; a number in a text, as YAML reads 1e-4, is a number."""
+    if get_origin(kind) is tuple:
+        if isinstance(given, list | tuple) and given and all(type(n) is int and n > 0 for n in given):
+            return tuple(given)
+        hint = f", from papermill by -y '{name}: [1, 2]'" if isinstance(given, str) else ""  # -p passes a text
+        raise ValueError(f"{name} = {given!r}: allowed is a list of positive whole numbers{hint}")
+    optional = isinstance(kind, UnionType) and kind != (str | None)
+    if optional and given == "off":
+        return None
+    kind = get_args(kind)[0] if optional else kind
+    value = _number(given) if kind is float else given
+    good = type(value) in (get_args(kind) or (kind,)) and not (type(value) is float and not math.isfinite(value))
+    good = good and (low is None or value >= low) and (above is None or value > above)
+    if not good or (below is not None and not value < below):
+        ends = {"of at least": low, "above": above, "below": below}
+        bounds = " and ".join(f"{word} {end}" for word, end in ends.items() if end is not None)
+        allowed = f"{KINDS[kind]} {bounds}".rstrip() + ", or the text off" * optional
+        raise ValueError(f"{name} = {given!r}: allowed is {allowed}")
+    return value
+
+
+def _number(given: Any) -> Any:
+    try:
+        return float(given) if type(given) in (int, float, str) else given
+    except ValueError:
+        return given
+
+
+def _fit_together(config: Settings) -> None:
+    """ValueError if a setting is larger than one that bounds it, or if the net cannot halve the images."""
+    for f in fields(config):
+        most, value = f.metadata["most"], getattr(config, f.name)
+        if most and value > (bound := getattr(config, most)):
+            raise ValueError(f"{f.name} = {value}: allowed is at most {most} = {bound}")
+    parts, size = 2 ** config.halvings(), getattr(config, "size", 0)
+    if size % parts:
+        raise ValueError(
+            f"size = {size}: the net halves images {config.halvings()} times, so it is a multiple of {parts}"
+        )
