@@ -29,7 +29,7 @@ from pathlib import Path
 
 from ebmlib.page import results
 from ebmlib.run import checkpoint
-from ebmlib.settings import resolve as settings
+from ebmlib.settings import resolve
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from export import bundle
@@ -185,8 +185,9 @@ def code_hash(notebook: str) -> str:
 
 def settings_hash(run: Run) -> str:
     """Twelve hex digits over the resolved settings of a run and its data set."""
-    begun = settings.start(run.source.stem, {"preset": run.preset, **dict(run.parameters)})
-    return checkpoint.key_hash({"settings": asdict(begun.config), "dataset": begun.dataset})
+    given = {"preset": run.preset, **dict(run.parameters)}
+    config, _ = resolve.resolved(resolve.classes()[run.source.stem], given)
+    return checkpoint.key_hash({"settings": asdict(config), "dataset": given.get("dataset")})
 
 
 def interrupted(run: Run) -> bool:

@@ -55,8 +55,8 @@ from ebmlib.page import results
 from ebmlib.papers import recovery
 from ebmlib.run import training
 from ebmlib.samplers import WORTH_RECORDING, decoupled, langevin, ula
-from ebmlib.settings.chapters import DRL
-from ebmlib.settings.presets import NOTEBOOKS
+from ebmlib.settings.drl import DRLImages
+from ebmlib.settings.resolve import resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"torchebm": "0.8.9", "ebmkit": "0.16.0"}
@@ -133,13 +133,13 @@ def convnet(device: torch.device, batch: int, filters: int = 64) -> Problem:
     return Problem(*pair(net), x, 0.05, 0.1, count)
 
 
-def drl_settings(preset: str, device: torch.device, **changes: Any) -> DRL:
+def drl_settings(preset: str, device: torch.device, **changes: Any) -> DRLImages:
     """The settings of drl_cifar at a preset, the body in bfloat16 on a GPU alone: a CPU would only be slower in it."""
-    settings = replace(DRL(), **NOTEBOOKS["drl_cifar"][1][preset])
+    settings, _ = resolved(DRLImages, {"preset": preset})
     return replace(settings, precision="bfloat16" if device.type == "cuda" else "float32", **changes)
 
 
-def drl_net(cfg: DRL) -> TimeWideResNet:
+def drl_net(cfg: DRLImages) -> TimeWideResNet:
     shape = {"width": cfg.width, "multipliers": cfg.multipliers, "blocks": cfg.blocks, "head": cfg.head}
     return TimeWideResNet(3, **shape, spectral=cfg.spectral, precision=cfg.precision)
 
@@ -482,7 +482,7 @@ def drl_step(net: TimeWideResNet, tables: recovery.Noising, K: int, rng: torch.G
     return step
 
 
-def flops(cfg: DRL) -> int:
+def flops(cfg: DRLImages) -> int:
     """Floating-point operations of one training iteration, a multiplication and an addition each one.
 
     Counted on tensors without contents. Every step of the chain costs the same, so two short chains give a long one.

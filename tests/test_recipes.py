@@ -10,7 +10,11 @@ import pytest
 
 from book import recipes
 from ebmlib.recipes import RECIPES, Recipe
-from ebmlib.settings import chapters
+from ebmlib.settings.cf_ebm import CoarseToFineToy
+from ebmlib.settings.drl import DRLImages
+from ebmlib.settings.improved_cd import ImprovedCDToy
+from ebmlib.settings.toys import MethodsToy
+from ebmlib.settings.vaebm import VAEBMToy
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTATION = (ROOT / "book" / "notation.md").read_text("utf-8")
@@ -72,17 +76,17 @@ def told(chapter: type, setting: str) -> tuple:
 
 def test_recipes_and_settings_say_the_same():
     text, code = one("improved CD", "paper"), one("improved CD", "code")
-    assert told(chapters.ImprovedCDToy, "step") == (text.a, code.a)
-    assert told(chapters.ImprovedCDToy, "temperature") == (pytest.approx(text.temperature), code.temperature)
-    assert told(chapters.ImprovedCDToy, "K") == (*text.K, *code.K)
+    assert told(ImprovedCDToy, "step") == (text.a, code.a)
+    assert told(ImprovedCDToy, "temperature") == (pytest.approx(text.temperature), code.temperature)
+    assert told(ImprovedCDToy, "K") == (*text.K, *code.K)
     text, code = one("CF-EBM", "paper"), one("CF-EBM", "code")
-    assert told(chapters.CoarseToFineToy, "step") == (text.a, code.a)
-    assert told(chapters.CoarseToFineToy, "steps") == (text.K, code.K * 5)
-    assert told(chapters.VAEBMToy, "eta") == (one("VAEBM").symbol[1],) * 2
-    assert told(chapters.VAEBMToy, "K") == one("VAEBM").K * 2
-    assert told(chapters.DRL, "K") == one("recovery likelihood", "paper").K * 2
-    assert told(chapters.MethodsToy, "cold_step")[1] == one("IGEBM").a
-    assert told(chapters.MethodsToy, "cold_noise")[1] == one("IGEBM").b
+    assert told(CoarseToFineToy, "step") == (text.a, code.a)
+    assert told(CoarseToFineToy, "K") == (text.K, code.K * 5)
+    assert told(VAEBMToy, "eta") == (one("VAEBM").symbol[1],) * 2
+    assert told(VAEBMToy, "K") == one("VAEBM").K * 2
+    assert told(DRLImages, "K") == one("recovery likelihood", "paper").K * 2
+    assert told(MethodsToy, "cold_step")[1] == one("IGEBM").a
+    assert told(MethodsToy, "cold_noise")[1] == one("IGEBM").b
 
 
 # The book's table
