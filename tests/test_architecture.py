@@ -17,7 +17,7 @@ PACKAGE = ROOT / "ebmlib"
 TABLE: dict[str, tuple[set[str], set[str]]] = {
     "core": (set(), set()),
     "files": (set(), set()),
-    "reservoir": (set(), set()),
+    "reservoir": ({"core"}, set()),
     "nets.blocks": (set(), set()),
     "nets.mlp": ({"core", "nets.blocks"}, set()),
     "nets.conv": (set(), set()),
