@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from problems import assert_mean
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -153,7 +154,7 @@ def test_convnet_is_its_layers(device, dtype, rng):
 def test_convnet_names_sizes_that_it_cannot_take():
     with pytest.raises(ValueError, match=r"^size = 28: 3 strides of 2 need a multiple of 8$"):
         ConvNet(1, 28)
-    with pytest.raises(ValueError, match=r"^this net takes images of shape \(1, 16, 16\); got \(1, 32, 32\)$"):
+    with pytest.raises(ValueError, match=r"images \(1, 16, 16\); got \(1, 32, 32\)"):
         ConvNet(1, 16, 4)(torch.zeros(2, 1, 32, 32))
 
 
@@ -185,16 +186,20 @@ def reference_block(block: ResBlock, x: torch.Tensor, temb: torch.Tensor, layer,
     return h + (x if straight else layer(x, block.shortcut.weight, block.shortcut.bias))
 
 
-def test_units_of_the_first_layer_turn_all_over_the_box(device):
-    """A unit is 0 at a uniform point of the box: |b| <= gain box |w|_1, of variance (gain box)^2 |w|^2 / 3."""
+@pytest.mark.parametrize("how", ["gain", "steep"])
+def test_units_of_the_first_layer_turn_all_over_the_box(how, device):
+    """A unit is 0 at a uniform point of the box: |b| <= factor box |w|_1, of variance (factor box)^2 |w|^2 / 3."""
     torch.manual_seed(4)
-    box, gain = 2.5, 3.0
-    layer = MLP(2, 20_000, 1, gain=gain, box=box).to(device).layers[0]
-    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
-    assert (bias.abs() <= gain * box * weight.abs().sum(1) * (1 + 1e-6)).all()
-    ratio = bias.square() / ((gain * box) ** 2 * weight.square().sum(1) / 3)
-    assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / len(ratio) ** 0.5
-    assert float(ratio.std()) / len(ratio) ** 0.5 < 0.01
+    box, factor, shape = 2.5, 3.0, {"width": 20_000, "depth": 1}
+    net = MLP(gain=factor, box=box, **shape) if how == "gain" else MLP.spread(box, factor, **shape)
+    layer = net.to(device).layers[0]
+    weight, bias = factor * layer.weight.detach().double(), layer.bias.detach().double()
+    if how == "steep":  # the factor is in the weights themselves
+        weight = weight / factor
+        assert_mean(weight.flatten() ** 2, factor**2 / 6, se=0.01)  # PyTorch's are uniform, of variance 1 / (3 dim)
+    assert (bias.abs() <= box * weight.abs().sum(1) * (1 + 1e-6)).all()
+    ratio = bias.square() / (box**2 * weight.square().sum(1) / 3)
+    assert_mean(ratio, 1.0, se=0.01)
 
 
 @pytest.mark.parametrize("name", ["time mlp", "plain time mlp"])

@@ -19,10 +19,10 @@ from ebmlib.partition import (
     bracket,
     draw,
     estimate,
+    from_grid,
     geometric,
     grid,
     importance_chain,
-    interpolate,
     kl,
     log_z,
     lower_bound,
@@ -462,24 +462,24 @@ def test_interpolation_is_exact_for_quadratics_and_of_third_order(device, rng):
     x = 1.9 * (2 * torch.rand(500, 2, generator=rng(70), device=device, dtype=torch.float64) - 1)
     quadratic = lambda x: 1 + 0.3 * x[:, 0] - 2 * x[:, 1] + 0.7 * x[:, 0] ** 2 - x[:, 0] * x[:, 1] + 0.2 * x[:, 1] ** 2
     values = on_grid(quadratic, 2.0, 12, device=device)
-    found = interpolate(values, 2.0, x)
+    found = from_grid(values, 2.0, x)
     torch.testing.assert_close(found, quadratic(x), atol=2e-5, rtol=0)  # the grid itself is float32
     wave = lambda x: torch.sin(2 * x[:, 0]) * torch.cos(3 * x[:, 1])
     inner = 0.8 * x
     errors = []
     for n in (20, 40):
-        found = interpolate(on_grid(wave, 2.0, n, device=device), 2.0, inner)
+        found = from_grid(on_grid(wave, 2.0, n, device=device), 2.0, inner)
         errors.append(float((found - wave(inner)).abs().max()))
     assert errors[0] / errors[1] > 6  # 2^3
-    with pytest.raises(ValueError, match=r"at least 4 a side; got \(3, 3\)$"):
-        interpolate(torch.zeros(3, 3, device=device), 2.0, x)
+    with pytest.raises(ValueError, match=r"n >= 4; got \(3, 3\)"):
+        from_grid(torch.zeros(3, 3, device=device), 2.0, x)
 
 
 def test_touched_nodes_are_those_that_the_interpolation_reads(device, rng):
     x = 2 * torch.rand(5, 2, generator=rng(71), device=device) - 1
     read = touched(2.0, 16, x)
     values = torch.zeros(16, 16, device=device).requires_grad_(True)
-    noise = interpolate(values, 2.0, x).sum()
+    noise = from_grid(values, 2.0, x).sum()
     (grad,) = torch.autograd.grad(noise, values)
     assert bool((grad[~read] == 0).all())
     assert bool((grad[read] != 0).all())

@@ -154,6 +154,23 @@ def test_project_comes_last_at_every_step(device, dtype, rng):
     assert all(float(state.abs().max()) == 0.5 for _, state in seen)
 
 
+def test_reflected_folds_the_line_into_the_box():
+    """On the way from -2.5 to 2.5 the image in |x| <= .5 runs there and back, with slope 1 or -1."""
+    x = torch.tensor([[-2.25, -1.5, -1.0, -0.75], [-0.5, 0.25, 0.5, 0.75], [1.0, 1.5, 1.75, 2.5]])
+    folded = [[-0.25, 0.5, 0.0, -0.25], [-0.5, 0.25, 0.5, 0.25], [0.0, -0.5, -0.25, 0.5]]
+    assert samplers.reflected(0.5)(x).tolist() == folded
+
+
+def test_reflected_chains_on_a_flat_energy_are_uniform_in_the_box(device, dtype, rng):
+    box, n = 1.3, 20_000
+    x = torch.full((n, 2), box, device=device, dtype=dtype)
+    x, _ = langevin(lambda x: 0 * x.sum(1), x, samplers.ula(2.0, 20), rng=rng(40), project=samplers.reflected(box))
+    assert float(x.abs().max()) <= box * (1 + 1e-6)
+    assert_mean(x, [0.0] * 2, se=0.01)
+    assert_mean(x**2, [box**2 / 3] * 2, se=0.01)
+    assert_mean(x[:, 0] * x[:, 1], 0.0, se=0.01)
+
+
 def test_a_chain_is_its_steps_and_its_generator(device, dtype, rng):
     x0 = torch.ones(4, 3, device=device, dtype=dtype)
     schedule = [(0.1, 0.2), (0.0, 0.5), (0.3, 0.0)]
