@@ -172,9 +172,9 @@ def test_entropy_of_a_met_reference_is_finite(device):
 
 def test_entropy_refuses_points_of_another_shape(device):
     x = torch.zeros(4, 2, device=device)
-    with pytest.raises(ValueError, match=r"that is not empty; got \(4, 2\) and \(4, 3\)$"):
+    with pytest.raises(ValueError, match=r"that is not empty; got \(4, 2\) and \(4, 3\)"):
         entropy_nn(x, torch.zeros(4, 3, device=device))
-    with pytest.raises(ValueError, match=r"that is not empty; got \(4, 2\) and \(0, 2\)$"):
+    with pytest.raises(ValueError, match=r"that is not empty; got \(4, 2\) and \(0, 2\)"):
         entropy_nn(x, x[:0])
 
 

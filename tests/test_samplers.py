@@ -41,7 +41,7 @@ def test_schedules_are_the_pairs_they_name():
     np.testing.assert_allclose([b for _, b in decayed], [0.015, 0.010, 0.005, 0.0], atol=1e-17)
     assert samplers.decayed(1.0, 0.015, 1) == [(1.0, 0.015)]
     assert samplers.annealed([1.0, 2.0], [3.0, 4.0], 2) == [(1.0, 3.0), (1.0, 3.0), (2.0, 4.0), (2.0, 4.0)]
-    with pytest.raises(ValueError, match=r"^annealed needs one noise a step size; got 2 steps and 1 noises$"):
+    with pytest.raises(ValueError, match="got 2 steps and 1 noises"):
         samplers.annealed([1.0, 2.0], [3.0], 2)
 
 
@@ -303,7 +303,7 @@ def test_a_chain_that_is_run_again_has_the_same_gradient_and_keeps_its_states_al
 
 def test_more_differentiable_steps_than_there_are_is_refused(device):
     for kept in (4, -1):
-        with pytest.raises(ValueError, match=rf"^differentiable = {kept} steps; the schedule has 3$"):
+        with pytest.raises(ValueError, match=f"differentiable = {kept} steps; the schedule has 3"):
             langevin(gaussian(1.0), torch.zeros(2, 2, device=device), samplers.ula(0.1, 3), differentiable=kept)
 
 
@@ -471,7 +471,7 @@ def test_leapfrog_keeps_volume(device):
 
 
 def test_hmc_refuses_no_leapfrog_step(device):
-    with pytest.raises(ValueError, match=r"^hmc needs at least one leapfrog step; got L = 0$"):
+    with pytest.raises(ValueError, match="got L = 0"):
         hmc(quartic, torch.zeros(1, 2, device=device), 0.1, 1, L=0)
 
 
@@ -499,9 +499,7 @@ def test_tune_halves_its_stride_into_a_narrow_window(device, dtype, rng):
 
 def test_tune_says_what_it_saw_when_it_fails(device, rng):
     x = torch.zeros(100, 2, device=device)
-    with pytest.raises(
-        RuntimeError, match=r"^tune found no step size with acceptance in \[0.6, 0.9\]; last: 8 with 1.00$"
-    ):
+    with pytest.raises(RuntimeError, match=r"acceptance in \[0.6, 0.9\]; last: 8 with 1.00"):
         tune(mala, lambda x: 0 * x.sum(1), x, 1.0, rounds=3, rng=rng(31))  # flat: every step is accepted
 
 

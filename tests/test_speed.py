@@ -191,7 +191,7 @@ def test_without_the_peers_a_real_run_says_what_to_install(speed, monkeypatch):
 
     monkeypatch.setattr(speed.importlib.metadata, "version", missing)
     monkeypatch.setattr(sys, "argv", ["speed.py"])
-    with pytest.raises(SystemExit, match="torchebm is not installed.*; ebmkit is not"):
+    with pytest.raises(SystemExit, match=r"torchebm is not installed.*; ebmkit is not"):
         speed.main()
     monkeypatch.setattr(speed.importlib.metadata, "version", lambda name: "0.0.1")
     with pytest.raises(SystemExit, match=r"with torchebm 0\.8\.9; installed is 0\.0\.1"):
