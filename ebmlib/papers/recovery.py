@@ -19,10 +19,9 @@ WAYS = ("arc", "angle", "line")
 
 
 class Noising(NamedTuple):
-    """The tables of one noising process; every array is a float32 tensor on one device.
+    """The tables of one noising process, float32 tensors on one device: x_t = a_t x_{t-1} + sigma_t eps.
 
-    a, sigma, cum_a, cum_sigma are (T + 1,): x_t = a_t x_{t-1} + sigma_t eps, x_t ~ N(cum_a_t x, cum_sigma_t^2).
-    scale, precision, delta, energy_scale, weight are (T,), one entry a level.
+    a, sigma, cum_a, cum_sigma are (T + 1,), with x_t ~ N(cum_a_t x, cum_sigma_t^2); the others (T,), one entry a level.
     """
 
     a: Tensor
@@ -88,17 +87,6 @@ class Noising(NamedTuple):
         return y, x_next, t, xi
 
 
-def check_levels(T: int) -> None:
-    """Refuse a number of levels that no schedule is known for (ValueError)."""
-    if isinstance(T, bool) or not isinstance(T, int) or not (1 <= T <= 501 or T == 1000):
-        raise ValueError(f"T = {T!r} levels: allowed are 1, any whole number from 2 to 501, and 1000")
-
-
-def ddpm_betas() -> Tensor:
-    """The 1000 variances of Ho et al. (2020), float64."""
-    return torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-
-
 def cuts(T: int) -> list[int]:
     """Where the released code cuts the 1000 betas: 0, s, .., (T-1) s, 999 with s = 1000 // (2 (T-1)); T = 1: 0, 999."""
     stride = 1000 // (2 * (T - 1)) if T > 1 else 0
@@ -107,7 +95,7 @@ def cuts(T: int) -> list[int]:
 
 def _sigma2(T: int, variant: str) -> Tensor:
     """Noise variances sigma_0^2..sigma_T^2, float64."""
-    betas = ddpm_betas()
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # of Ho et al. (2020)
     if T == 1000:  # the released stride is 0 here: take sigma_t^2 = beta_t, and clean data at t = 0
         return torch.cat([torch.zeros(1, dtype=torch.float64), betas])
     edges = cuts(T)
@@ -138,7 +126,8 @@ def noising(
     variances, c = 1, E = net, weights 1, the term at every level.
     Raises ValueError for a T without a schedule, an unknown variant or b2 <= 0.
     """
-    check_levels(T)
+    if isinstance(T, bool) or not isinstance(T, int) or not (1 <= T <= 501 or T == 1000):
+        raise ValueError(f"T = {T!r} levels: allowed are 1, any whole number from 2 to 501, and 1000")
     if variant not in VARIANTS:
         raise ValueError(f"variant = {variant!r}: allowed are {', '.join(map(repr, VARIANTS))}")
     if not b2 > 0:
@@ -241,18 +230,13 @@ def by_level(values: Tensor, t: Tensor, T: int) -> Tensor:
 
 
 def between(eps0: Tensor, eps1: Tensor, s: Tensor, way: str = "arc") -> Tensor:
-    """Points at s (n,) in [0, 1] of the way from eps0 to eps1, each (B, *S): (n, B, *S), exact at s = 0 and 1.
+    """Points (n, B, *S) at s (n,) in [0, 1] of the way from eps0 to eps1 (B, *S), exact at both ends.
 
     sin((1 - s) w) / sin(w) eps0 + sin(s w) / sin(w) eps1 (Shoemake 1985). The paper says "sphere", not which w:
-
-    - "arc", w = pi / 2: cos(pi s / 2) eps0 + sin(pi s / 2) eps1. For independent normal noise the result is exactly
-      normal, in any dimension. It does not look at the inputs: equal ones grow by sqrt(2), opposite ones vanish.
-    - "angle", w measured sample by sample: the great circle for inputs of one length, equal to the arc but for
-      O(1 / sqrt(d)) of chance; not normal in few dimensions. Parallel inputs give the line. Opposite ones, where no way
-      is the shortest, and zeros, which have no direction, give NaN.
-    - "line": (1 - s) eps0 + s eps1, with variance (1 - s)^2 + s^2 for independent noise, 1/2 in the middle.
-
-    Raises ValueError for unequal shapes, an unknown way, and s that is not (n,) within [0, 1].
+    "arc", w = pi / 2, is exactly normal for independent normal noise, whatever the dimension. "angle" measures w for
+    each sample: the great circle for inputs of one length, normal in many dimensions only; NaN for opposite inputs and
+    zeros, which have no way. "line" is (1 - s) eps0 + s eps1, of variance 1/2 in the middle.
+    ValueError for unequal shapes, an unknown way, and s that is not (n,) within [0, 1].
     """
     if eps0.shape != eps1.shape:
         raise ValueError(f"the ends differ in shape: {tuple(eps0.shape)} and {tuple(eps1.shape)}")
