@@ -6,11 +6,10 @@
     make bench ARGS="--resume"          # go on with an interrupted run of this commit on this machine
 
 All contenders of a case evaluate one energy, with the same step and noise, from the same x. Before anything is timed,
-one step without noise and one with the same noise must end at the same x; who ends elsewhere is not timed. Contenders
-take turns, round after round, so that a slow moment of the machine meets all of them, and a ratio is of one round.
-Turns are short and rounds many: within a round the machine should not change, and a median does not care if it did.
-Weights are frozen, in evaluation mode, and spectral normalization is folded into them, for the peers as for us: what
-is compared is the sampler. Only the naive loop has weights that take gradients, as people write it.
+one step without noise and one with the same noise must end at the same x; a contender that ends elsewhere is not timed.
+Contenders take turns, many short rounds of all of them, and a ratio is taken within one round, so that a slow moment of
+the machine meets everyone. Weights are frozen, in evaluation mode, and spectral normalization is folded into them, for
+the peers as for us: only the naive loop has weights that take gradients, as people write it.
 """
 
 import argparse
@@ -26,7 +25,6 @@ import random
 import re
 import statistics
 import subprocess
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,7 +42,7 @@ from torch.nn.utils import parametrize
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ebmlib import data, engine
+from ebmlib import data, engine, files
 from ebmlib.core import Energy, evaluating
 from ebmlib.nets.blocks import ChannelScale, channels_last, parameter_count
 from ebmlib.nets.conv import ConvNet
@@ -54,17 +52,18 @@ from ebmlib.objectives import contrastive
 from ebmlib.page import results
 from ebmlib.papers import recovery
 from ebmlib.run import training
-from ebmlib.samplers import WORTH_RECORDING, decoupled, langevin, ula
+from ebmlib.samplers import decoupled, langevin, ula
 from ebmlib.settings.drl import DRLImages
 from ebmlib.settings.resolve import resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"torchebm": "0.8.9", "ebmkit": "0.16.0"}
-OURS = ("langevin", "compiled", "CUDA graph", "compiled, CUDA graph")
-MAY_FAIL = (*OURS[1:], "torchebm, fused kernel")  # need a compiler, or a graph: without one, a reason
+COMPILED = {"compiled": "compile+channels-last", "compiled, reduce-overhead": "compile:reduce-overhead+channels-last"}
+OURS = ("langevin", *COMPILED)
+MAY_FAIL = (*COMPILED, "torchebm, fused kernel")  # need a compiler: without one, a reason
 SLICE, MOST_STEPS = 0.1, 200  # seconds that one contender's turn should last, and steps that it may have at most
 ROUNDS, TINY_ROUNDS = (7, 41), 3  # at least and at most
-ENGINES = {"cpu": ("plain",), "cuda": ("plain", "graph", "compile+channels-last+graph")}  # that training is timed with
+ENGINES = {"cpu": ("plain",), "cuda": ("plain", *COMPILED.values())}  # that training is timed with
 PROFILED = 8  # operations that a profile names
 LEVEL = 3  # of DRL's six: a chain with a quadratic term, in the middle of the ladder
 BATCHES, LENGTHS, SIDES = (1, 10, 100, 1000, 10_000), (1, 10, 100, 1000), (16, 32, 64)
@@ -79,7 +78,7 @@ class Refused(ValueError):
 
 
 class Problem(NamedTuple):
-    """An energy and a start x (B, *S); a chain's pair (a, b). `trainable` has the same weights, with gradients."""
+    """An energy, the same with weights that take gradients, a start x (B, *S), a chain's pair (a, b)."""
 
     energy: Energy
     trainable: Energy
@@ -204,21 +203,20 @@ def ours(problem: Problem, energy: Energy | None = None) -> Run:
 
 
 def switched(problem: Problem, mode: str) -> Run:
-    """`langevin` with the library's own switch on `mode`, compiled for this batch alone where that is part of it."""
+    """`langevin` with the library's own switch on `mode`, compiled for this batch alone."""
     torch._dynamo.reset()  # else the second batch would get code for batches of any size
     plain = ours(problem)
 
     def run(x: Tensor, K: int, b: float) -> Tensor:
         engine.use(mode)
         try:
-            with warnings.catch_warnings():  # each of these would be another contender
-                warnings.filterwarnings("error", message=".*runs? (plainly|step by step)")
+            with warnings.catch_warnings():  # the plain path would be another contender
+                warnings.filterwarnings("error", message=".*runs plainly")
                 return plain(x, K, b)
         finally:
             engine.use("plain")
 
-    if "graph" in mode:
-        run(problem.x, WORTH_RECORDING, problem.b)  # the check takes single steps, which are never recorded
+    run(problem.x, 4, problem.b)  # a CUDA graph is warmed up, recorded and replayed: what is checked is replayed
     return run
 
 
@@ -237,10 +235,7 @@ def naive(problem: Problem) -> Run:
 
 
 def ebmkit(problem: Problem) -> Run:
-    """Its LangevinDynamics: detach, autograd.grad on the input, x - step grad + noise_scale randn; no clip, no clamp.
-
-    It freezes a module by itself and takes any function, so it gets the frozen energy as it is.
-    """
+    """Its LangevinDynamics: x - step grad + noise_scale randn; it takes any function, so it gets the frozen energy."""
     import ebm
 
     sampler = lambda b: ebm.LangevinDynamics(step_size=problem.a, noise_scale=b)
@@ -292,19 +287,12 @@ def torchebm_fused(problem: Problem) -> Run:
 
 
 def contenders(device: torch.device) -> dict[str, Callable[[Problem], Run]]:
-    """Everyone in the order of a round; three more on a GPU."""
-    everyone = {
-        "bare": bare,
-        "langevin": ours,
-        "compiled": partial(switched, mode="compile+channels-last"),
-        "naive": naive,
-    }
+    """Everyone in the order of a round; two more on a GPU."""
+    compiled, reduced = (partial(switched, mode=mode) for mode in COMPILED.values())
+    everyone = {"bare": bare, "langevin": ours, "compiled": compiled, "naive": naive}
     everyone |= {"torchebm": torchebm, "ebmkit": ebmkit}
-    if device.type == "cuda":
-        everyone["CUDA graph"] = partial(switched, mode="graph")
-        everyone["compiled, CUDA graph"] = partial(switched, mode="compile+channels-last+graph")
-        everyone["torchebm, fused kernel"] = torchebm_fused
-    return everyone
+    more = {"compiled, reduce-overhead": reduced, "torchebm, fused kernel": torchebm_fused}
+    return everyone | more if device.type == "cuda" else everyone
 
 
 def check(name: str, run: Run, problem: Problem, tolerance: float = 0.05) -> None:
@@ -452,26 +440,19 @@ def growth(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-class Stamped(Iterator):
-    """Batches with the moment at which each was asked for."""
-
-    def __init__(self, batches: Iterator[Tensor], wait: Callable[[], None]):
-        self.batches, self.wait, self.moments = batches, wait, []
-
-    def stamp(self) -> None:
-        self.wait()
-        self.moments.append(time.perf_counter())
-
-    def __next__(self) -> Tensor:
-        self.stamp()
-        return next(self.batches)
+def stamped(batches: Iterator[Tensor], moments: list[float], wait: Callable[[], None]) -> Iterator[Tensor]:
+    """The batches; the moment at which each was asked for goes into `moments`."""
+    while True:
+        wait()
+        moments.append(time.perf_counter())
+        yield next(batches)
 
 
 def drl_step(net: TimeWideResNet, tables: recovery.Noising, K: int, rng: torch.Generator | None):
     """The step of drl_cifar, without what it only logs."""
     at_level = recovery.levels(net.at, tables)
 
-    def step(x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def step(x: Tensor, done: float = 0.0) -> tuple[Tensor, Mapping[str, Tensor]]:
         y, x_next, t = tables.pairs(x, rng)
         with evaluating(net):
             target = recovery.conditional(at_level(t), x_next, tables.precision[t])
@@ -538,21 +519,22 @@ def train(preset: str, mode: str, device_name: str, iterations: int, skipped: in
     net = channels_last(drl_net(cfg).to(device))
     tables = recovery.noising(cfg.T, cfg.b2, cfg.variant, device=device)
     images = torch.randint(256, (4 * cfg.batch, 3, cfg.size, cfg.size), dtype=torch.uint8)
-    batches = Stamped(training.Batches(images, cfg.batch, rng, lambda x, _: data.to_float(x), device), wait)
+    moments: list[float] = []
+    given = training.Batches(images, cfg.batch, rng, lambda x, _: data.to_float(x), device)
+    batches = stamped(given, moments, wait)
     parts = {"net": net, "ema": training.Ema(net, cfg.ema), "generators": [rng]}
     parts["optimizer"] = torch.optim.Adam(net.parameters(), cfg.lr, betas=(cfg.beta1, 0.999))
     options = {"warmup": cfg.warmup, "clip_norm": cfg.clip_norm or None, "progress": False}
     before = resident("VmRSS")
     step = drl_step(net, tables, cfg.K, rng)
     training.fit(step, batches, iterations=skipped + iterations, **parts, **options)
-    batches.stamp()
+    x = next(batches)  # the moment at which the last iteration has ended
     if device.type == "cuda":
         memory, means = torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated, weights included"
     else:
         memory = None if before is None else resident("VmHWM") - before
         means = "the most resident memory of a new process, less what it had before its first iteration"
-    seconds = [later - earlier for earlier, later in itertools.pairwise(batches.moments)][skipped:]
-    x = next(batches)
+    seconds = [later - earlier for earlier, later in itertools.pairwise(moments)][skipped:]
     about = {"profile": where_time_goes(lambda: step(x)[0].backward(), device), "engine": mode}
     about |= {"preset": preset, "weights": parameter_count(net), "width": cfg.width, "blocks": cfg.blocks, "T": cfg.T}
     about |= {"K": cfg.K, "size": cfg.size, "batch": cfg.batch, "precision": cfg.precision, "iterations": iterations}
@@ -569,11 +551,10 @@ def in_a_new_process(*arguments: Any) -> dict[str, Any]:
 
 def share(row: Mapping[str, Any], device: torch.device, card: str) -> dict[str, Any]:
     """The part of the card's dense bf16 rate that training reaches, or why there is none."""
-    if device.type != "cuda":
-        return {"rate": None, "share": None, "share_is": "not measured: a share of the bf16 rate is a GPU's"}
     rate = next((rate for name, rate in RATES.items() if name in card), None)
-    if rate is None:
-        return {"rate": None, "share": None, "share_is": f"not measured: no published rate of {card!r} is in the table"}
+    if device.type != "cuda" or rate is None:
+        reason = f"no published rate of {card!r} is in the table" if device.type == "cuda" else "a share is a GPU's"
+        return {"rate": None, "share": None, "share_is": f"not measured: {reason}"}
     part = {key: value * row["flops"] / rate for key, value in row["per_second"].items()}
     return {"rate": rate, "share": part, "share_is": f"of {rate:.3g} FLOP/s, {RATE_SOURCE}"}
 
@@ -628,32 +609,18 @@ def missing_peers() -> dict[str, str]:
     found = {}
     for name, wanted in PEERS.items():
         try:
-            version = importlib.metadata.version(name)
+            if (version := importlib.metadata.version(name)) != wanted:
+                found[name] = f"this benchmark is with {name} {wanted}; installed is {version}"
         except importlib.metadata.PackageNotFoundError:
             found[name] = f"{name} is not installed: make bench brings it, or pip install -e '.[bench]'"
-            continue
-        if version != wanted:
-            found[name] = f"this benchmark is with {name} {wanted}; installed is {version}"
     return found
-
-
-def git_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """JSON, whole or not at all."""
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)  # mkstemp's file is the owner's alone
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    with files.atomic(path) as draft:
+        draft.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def options() -> argparse.Namespace:
@@ -686,7 +653,9 @@ def meta(given: argparse.Namespace, device: torch.device, left_out: Mapping[str,
     command = "make bench" + (f' ARGS="{" ".join(arguments)}"' if arguments else "")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version for name, version in PEERS.items() if name not in left_out}
-    about = {"command": command, "commit": git_commit(), "device": given.device, "dry_run": given.dry_run}
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    about = {"command": command, "commit": commit, "device": given.device, "dry_run": given.dry_run}
     return about | {"versions": versions, "hardware": results.hardware(device), "threads": torch.get_num_threads()}
 
 
@@ -696,7 +665,7 @@ def main() -> None:
     if left_out and not given.dry_run:
         raise SystemExit("; ".join(left_out.values()))
     if given.no_compile:
-        left_out |= dict.fromkeys(("compiled", "compiled, CUDA graph"), "left out with --no-compile")
+        left_out |= dict.fromkeys(COMPILED, "left out with --no-compile")
     torch.set_num_threads(1)
     engine.use("plain")  # whatever the environment says: the switch has contenders of its own
     torch.backends.cudnn.benchmark = True  # for everyone, as training.fit sets it

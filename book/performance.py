@@ -66,7 +66,7 @@ def training_share(content: dict) -> tuple[float, str] | str:
     return max(shares) if shares else (reasons[0] if reasons else MISSING)
 
 
-OURS_ON_GPU = ("langevin", "compiled", "CUDA graph", "compiled, CUDA graph")
+OURS_ON_GPU = ("langevin", "compiled", "compiled, reduce-overhead")
 GOALS = (
     Goal(
         "cpu", "`langevin` at most 1.05 times the bare cost", worst("", ("langevin",), ("bare",)), lambda v: v <= 1.05

@@ -42,17 +42,31 @@ def checked(energy: Energy, x: Tensor) -> Tensor:
     return value
 
 
-def energy_and_grad(energy: Energy, x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-    """E(x) of shape (B,) and grad E(x) of shape (B, *S).
-
-    The gradient of the sum is the per-sample gradient because energies have no batch coupling.
-    Both are detached unless `create_graph`; weight gradients are never computed.
-    """
+def by_autograd(energy: Energy, x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """E(x) and grad E(x) as `energy_and_grad` returns them, by plain autograd whatever the engine is."""
     with torch.enable_grad():
         point = x if x.requires_grad and create_graph else x.detach().requires_grad_(True)
         value = checked(energy, point)
         (grad,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph)
     return (value, grad) if create_graph else (value.detach(), grad)
+
+
+_way: Callable[[Energy, Tensor], tuple[Tensor, Tensor]] = by_autograd
+
+
+def compute_by(way: Callable[[Energy, Tensor], tuple[Tensor, Tensor]]) -> None:
+    """Let `energy_and_grad` call way(energy, x) where no graph is kept; `engine.use` sets it."""
+    global _way
+    _way = way
+
+
+def energy_and_grad(energy: Energy, x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
+    """E(x) of shape (B,) and grad E(x) of shape (B, *S), in the way that `engine.use` has set.
+
+    The gradient of the sum is the per-sample gradient because energies have no batch coupling. Both are detached unless
+    `create_graph`, which is always plain autograd; weight gradients are never computed.
+    """
+    return by_autograd(energy, x, create_graph=True) if create_graph else _way(energy, x)
 
 
 @contextmanager

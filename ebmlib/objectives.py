@@ -7,15 +7,22 @@ from ebmlib.core import Energy, checked, energy_and_grad, evaluating, expand, fl
 
 
 def contrastive(
-    pos: Tensor, neg: Tensor, *, weight: Tensor | float = 1.0, l2: float = 0.0
+    pos: Tensor,
+    neg: Tensor,
+    *,
+    weight: Tensor | float = 1.0,
+    l2: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean of weight E(x+) minus mean of weight E(x-), plus l2 (E(x+)^2 + E(x-)^2): the maximum-likelihood gradient.
+    """Mean of weight (E(x+) - E(x-)) plus l2 (E(x+)^2 + E(x-)^2), and stats.
 
-    pos and neg are energies (B,) of data and of samples without a graph; weight is 1 or (B,). Returns (loss, stats);
-    stats["gap"] = mean E(x-) - mean E(x+) is positive while samples are less likely than data. Source: DRL, Eq. 3.
+    pos and neg are energies (B,) of data and of samples without a graph,
+    weight is 1 or (B,). The gradient is that of maximum likelihood (DRL,
+    Eq. 3). stats["gap"] = mean E(x-) - mean E(x+) is positive while samples
+    are less likely than data.
     """
     if pos.ndim != 1 or neg.ndim != 1:
-        raise ValueError(f"contrastive takes energies of shape (B,); got {tuple(pos.shape)} and {tuple(neg.shape)}")
+        shapes = f"{tuple(pos.shape)} and {tuple(neg.shape)}"
+        raise ValueError(f"contrastive takes energies (B,); got {shapes}")
     loss = (weight * pos).mean() - (weight * neg).mean()
     if l2:
         loss = loss + l2 * ((pos**2).mean() + (neg**2).mean())
@@ -24,32 +31,36 @@ def contrastive(
 
 
 def kl_opt(energy: nn.Module, x_neg: Tensor) -> Tensor:
-    """Mean of E(x-) with E's parameters frozen: their gradient comes through the sample x- (B, *S) alone.
+    """Mean of E(x-) with frozen weights: their gradient comes through x-.
 
-    x- must keep the graph of the chain's last steps (ValueError if not). Runs under `evaluating`: spectral norm stays.
-    Source: improved CD, supplement, Eq. 7 (its energy half); over a whole chain, the self-adversarial generator loss.
+    x- (B, *S) must keep the graph of the chain's last steps (ValueError if
+    not). Runs under `evaluating`, so spectral norm does not move. Source:
+    improved CD, supplement, Eq. 7 (its energy half); over a whole chain, the
+    self-adversarial generator loss.
     """
     if not x_neg.requires_grad:
-        raise ValueError(
-            "kl_opt needs samples with a graph: take the last step with differentiable=True, do not detach"
-        )
+        how = "take the last step with differentiable=True"
+        raise ValueError(f"kl_opt needs samples with a graph: {how}")
     with evaluating(energy):
         return checked(energy, x_neg).mean()
 
 
 def entropy_nn(x: Tensor, reference: Tensor, floor: float = 1e-4) -> Tensor:
-    """Mean log of the distance from x (B, *S) to its nearest of `reference` (M, *S), which takes no gradient.
+    """Mean log distance from x (B, *S) to its nearest of `reference` (M, *S).
 
-    For M samples of x's own law it grows as entropy / d. A distance below `floor` (in units of x) counts as `floor`:
-    the loss stays finite, and a sample that meets a reference exactly gets no gradient. Source: the entropy of improved
-    CD's Eq. 7, estimated as in the released code.
+    The reference takes no gradient. For M samples of x's own distribution it
+    grows as entropy / d. A distance below `floor` (in units of x) counts as
+    `floor`: the loss stays finite, and a sample that meets a reference gets no
+    gradient. Source: the entropy of improved CD's Eq. 7, as in its code.
     """
     if x.shape[1:] != reference.shape[1:] or not len(reference):
-        shapes = f"{tuple(x.shape)} and {tuple(reference.shape)}"
-        raise ValueError(f"entropy_nn takes x (B, *S) and a reference (M, *S) that is not empty; got {shapes}")
+        got = f"{tuple(x.shape)} and {tuple(reference.shape)}"
+        takes = "x (B, *S) and a reference (M, *S) that is not empty"
+        raise ValueError(f"entropy_nn takes {takes}; got {got}")
     flat, others = x.flatten(1), reference.detach().flatten(1)
-    # Distances without matrix products, which lose half the digits between close points.
-    apart = torch.cdist(flat.detach(), others, compute_mode="donot_use_mm_for_euclid_dist")
+    # Matrix products would lose half the digits between close points.
+    exact = "donot_use_mm_for_euclid_dist"
+    apart = torch.cdist(flat.detach(), others, compute_mode=exact)
     square = (flat - others[apart.argmin(1)]).square().sum(1)  # (B,)
     return 0.5 * square.clamp(min=floor**2).log().mean()
 
@@ -62,28 +73,44 @@ def denoising_score_matching(
     *,
     weight: float | Tensor = 1.0,
 ) -> Tensor:
-    """Mean of weight / 2 |sigma grad E(x + sigma n) - n|^2, n ~ N(0, I): E learns the law of x (B, *S) plus the noise.
+    """Mean of weight / 2 |sigma grad E(x + sigma n) - n|^2 for n ~ N(0, I).
 
-    sigma and weight are floats or (B,); sigma in units of x, positive (ValueError). Keeps a graph to E's weights.
-    Source: Vincent (2011), Eq. 9, times sigma^2. For x ~ N(0, s^2 I) the optimum is d/2 s^2 / (s^2 + sigma^2), not 0.
+    E learns the distribution of x (B, *S) plus the noise. sigma (positive, in
+    units of x) and weight are floats or (B,). Keeps a graph to E's weights.
+    Source: Vincent (2011), Eq. 9, times sigma^2. For x ~ N(0, s^2 I) the
+    optimum is d/2 s^2 / (s^2 + sigma^2), not 0.
     """
     if not bool((torch.as_tensor(sigma) > 0).all()):
-        raise ValueError("denoising_score_matching needs noise: every sigma must be positive")
-    noise = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
+        raise ValueError(f"every sigma must be positive; got {sigma}")
+    shape = {"dtype": x.dtype, "device": x.device}
+    noise = torch.randn(x.shape, generator=rng, **shape)
     noisy = (x + expand(sigma, x) * noise).detach()
-    _, grad = energy_and_grad(energy, noisy, create_graph=True)  # -grad E is the score of the model
-    return (0.5 * weight * flat_sum((expand(sigma, x) * grad - noise).square())).mean()
+    _, grad = energy_and_grad(energy, noisy, create_graph=True)
+    miss = expand(sigma, x) * grad - noise  # -grad E is the model's score
+    return (0.5 * weight * flat_sum(miss.square())).mean()
 
 
-def elbo(log_lik: Tensor, mean: Tensor, log_std: Tensor, *, beta: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Minus the evidence lower bound, mean of beta KL(q || N(0, I)) - log p(x | z), z one draw of q; and its stats.
+def elbo(
+    log_lik: Tensor,
+    mean: Tensor,
+    log_std: Tensor,
+    *,
+    beta: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Minus the evidence lower bound: beta KL(q || N(0, I)) - log p(x | z).
 
-    log_lik (B,) in nats; mean and log_std (B, d) of the Gaussian q(z | x), whose KL is in closed form. beta rises from
-    0 to 1 where the KL term is annealed; stats["elbo"] is the bound itself, at beta = 1. Source: VAEBM, Eq. 3.
+    log_lik (B,) in nats at one draw z of q; mean and log_std (B, d) of the
+    Gaussian q(z | x), whose KL is in closed form. beta rises from 0 to 1 where
+    the KL term is annealed; stats["elbo"] is the bound itself, at beta = 1.
+    Source: VAEBM, Eq. 3.
     """
-    if log_lik.ndim != 1 or mean.shape != log_std.shape or len(mean) != len(log_lik):
-        shapes = f"{tuple(log_lik.shape)}, {tuple(mean.shape)} and {tuple(log_std.shape)}"
-        raise ValueError(f"elbo takes log likelihoods (B,) and q's mean and log_std (B, d); got {shapes}")
-    kl = 0.5 * flat_sum(mean**2 + (2 * log_std).exp() - 1 - 2 * log_std)
-    stats = {"elbo": (log_lik - kl).mean().detach(), "kl": kl.mean().detach(), "log_lik": log_lik.mean().detach()}
+    good = mean.shape == log_std.shape and len(mean) == len(log_lik)
+    if log_lik.ndim != 1 or not good:
+        got = [tuple(part.shape) for part in (log_lik, mean, log_std)]
+        takes = "log likelihoods (B,) and q's mean and log_std (B, d)"
+        raise ValueError(f"elbo takes {takes}; got {got}")
+    square = mean**2 + (2 * log_std).exp()
+    kl = 0.5 * flat_sum(square - 1 - 2 * log_std)
+    stats = {"elbo": log_lik - kl, "kl": kl, "log_lik": log_lik}
+    stats = {name: value.mean().detach() for name, value in stats.items()}
     return (beta * kl - log_lik).mean(), stats

@@ -33,41 +33,49 @@ def on_grid(function: Callable[[Tensor], Tensor], box: float, n: int, chunk: int
     return torch.cat(values).double().reshape(n, n)
 
 
-def interpolate(values: Tensor, box: float, x: Tensor) -> Tensor:
-    """Values (n, n) on `grid(box, n)` at points x (B, 2), by Keys' cubic convolution: (B,) in float64.
+def _around(n: int, box: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The four rows and columns (B, 4) of `grid(box, n)` around x (B, 2), and x's place 0..1 between the inner two."""
+    place = (x.double() + box) * (n / (2 * box)) - 0.5  # in cells; (B, 2), fast index first
+    first = place.floor().long().clamp(1, n - 3) - 1
+    nodes = first[..., None] + torch.arange(4, device=x.device)
+    return nodes[:, 1], nodes[:, 0], (place - first - 1)[..., None]
 
-    Exact for quadratics, of third order elsewhere (Keys, 1981). The outermost cell and what lies beyond is extrapolated
+
+def from_grid(values: Tensor, box: float, x: Tensor) -> Tensor:
+    """Values (n, n) on `grid(box, n)` at points x (B, 2), interpolated: (B,).
+
+    Keys' cubic convolution (1981) in float64: exact for quadratics, of third
+    order elsewhere. The outermost cell and what lies beyond is extrapolated
     from the four last rows. ValueError for n below 4.
     """
     n = len(values)
     if values.shape != (n, n) or n < 4:
-        raise ValueError(f"interpolate needs square values of at least 4 a side; got {tuple(values.shape)}")
-    place = (x.double() + box) * (n / (2 * box)) - 0.5  # in cells; (B, 2), fast index first
-    first = place.floor().long().clamp(1, n - 3) - 1
-    t = (place - first - 1)[..., None]  # 0..1 between the middle two of four nodes
-    weight = torch.cat(
-        [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], 2
-    )  # (B, 2, 4), twice Keys' weights
-    four = torch.arange(4, device=x.device)
-    rows, columns = first[:, 1, None] + four, first[:, 0, None] + four
-    patch = values[rows[:, :, None], columns[:, None, :]].double()  # (B, 4, 4)
-    return torch.einsum("brc,br,bc->b", patch, weight[:, 1], weight[:, 0]) / 4
+        got = tuple(values.shape)
+        raise ValueError(f"values must be (n, n) with n >= 4; got {got}")
+    rows, columns, t = _around(n, box, x)
+    inner = 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3
+    weight = torch.cat([-t + 2 * t**2 - t**3, *inner, t**3 - t**2], 2)
+    patch = values[rows[:, :, None], columns[:, None, :]].double()
+    of_x, of_y = weight[:, 0], weight[:, 1]  # (B, 4), twice Keys' weights
+    return torch.einsum("brc,br,bc->b", patch, of_y, of_x) / 4
 
 
 def touched(box: float, n: int, x: Tensor) -> Tensor:
-    """Which nodes of `grid(box, n)` `interpolate` reads for points x (B, 2): (n, n) of bool."""
-    first = ((x.double() + box) * (n / (2 * box)) - 0.5).floor().long().clamp(1, n - 3) - 1
-    four = torch.arange(4, device=x.device)
+    """Which nodes of `grid(box, n)` `from_grid` reads for points x (B, 2): (n, n) of bool."""
+    rows, columns, _ = _around(n, box, x)
     found = torch.zeros(n, n, dtype=torch.bool, device=x.device)
-    rows, columns = (first[:, k, None] + four for k in (1, 0))
     found[rows[:, :, None], columns[:, None, :]] = True
     return found
 
 
 def log_z(energy: Energy, box: float, n: int = 600, device=None) -> Tensor:
-    """log of the integral of exp(-E) over [-box, box]^2 by the midpoint rule with n x n cells, in nats."""
+    """log of the integral of exp(-E) over [-box, box]^2, in nats.
+
+    By the midpoint rule with n x n cells.
+    """
     values = on_grid(energy, box, n, device=device)
-    return torch.logsumexp(-values.flatten(), 0) + 2 * math.log(2 * box / n)
+    cell = 2 * math.log(2 * box / n)
+    return torch.logsumexp(-values.flatten(), 0) + cell
 
 
 def kl(
@@ -89,23 +97,35 @@ def kl(
 
 @torch.no_grad()
 def draw(
-    energy: Energy, count: int, box: float, n: int = 600, slack: float = 1.0, rng: torch.Generator | None = None
+    energy: Energy,
+    count: int,
+    box: float,
+    n: int = 600,
+    slack: float = 1.0,
+    rng: torch.Generator | None = None,
 ) -> Tensor:
-    """Exact samples (count, 2) of exp(-E) cut to [-box, box]^2, by rejection, on the generator's device.
+    """Exact samples (count, 2) of exp(-E) cut to [-box, box]^2, by rejection.
 
-    A cell is drawn by its midpoint's mass, a uniform point of it is kept with probability exp(E_mid - E(x) - slack).
-    RuntimeError where E falls more than `slack` nats below its cell's midpoint: the cells are too coarse.
+    A cell is drawn by its midpoint's mass, a uniform point of it is kept with
+    probability exp(E_mid - E(x) - slack). On the generator's device.
+    RuntimeError where E falls more than `slack` nats below its cell's
+    midpoint: the cells are too coarse.
     """
     device = None if rng is None else rng.device
-    mass = torch.softmax(-on_grid(energy, box, n, device=device).flatten(), 0)
+    values = on_grid(energy, box, n, device=device)
+    mass = torch.softmax(-values.flatten(), 0)
     middle, kept = grid(box, n, device), []
     while sum(map(len, kept)) < count:
-        center = middle[torch.multinomial(mass, 4 * count, replacement=True, generator=rng)]
-        x = center + (torch.rand(center.shape, generator=rng, device=device) - 0.5) * (2 * box / n)
+        cell = torch.multinomial(mass, 4 * count, True, generator=rng)
+        center = middle[cell]
+        shift = torch.rand(center.shape, generator=rng, device=device) - 0.5
+        x = center + shift * (2 * box / n)
         log_ratio = energy(center) - energy(x) - slack
         if bool((log_ratio > 0).any()):
-            raise RuntimeError(f"draw found an energy {slack:g} nats below its cell's midpoint: n = {n} is too coarse")
-        kept.append(x[torch.rand(len(x), generator=rng, device=device).log() < log_ratio])
+            below = f"{slack:g} nats below its cell's midpoint"
+            raise RuntimeError(f"an energy is {below}: n = {n} is too coarse")
+        uniform = torch.rand(len(x), generator=rng, device=device)
+        kept.append(x[uniform.log() < log_ratio])
     return torch.cat(kept)[:count]
 
 
@@ -133,24 +153,36 @@ def geometric(first: Energy, last: Energy, betas: Sequence[float]) -> list[Energ
 
 
 def ais(
-    path: Sequence[Energy], x: Tensor, kernels: Kernel | Sequence[Kernel], *, rng: torch.Generator | None = None
+    path: Sequence[Energy],
+    x: Tensor,
+    kernels: Kernel | Sequence[Kernel],
+    *,
+    rng: torch.Generator | None = None,
 ) -> tuple[Tensor, Annealed]:
-    """Annealed importance sampling: log w = sum_k E_k(x_k) - E_{k+1}(x_k), x_0 = x exact draws of exp(-E_0) (B, *S).
+    """Annealed importance sampling: log w = sum_k E_k(x_k) - E_{k+1}(x_k).
 
-    x_k is x_{k-1} moved by the kernel of E_k: one for all, or one for each energy between the ends. If they leave their
-    densities invariant, E[w] = Z_last / Z_first, mixed or not; the bias of another kernel (ULA) stays in E[w]. On the
-    reversed path, with draws of the last density, it is reverse AIS: E[w] = Z_first / Z_last. Neal (2001), section 2.
+    x_0 = x (B, *S) are exact draws of exp(-E_0); x_k is x_{k-1} moved by the
+    kernel of E_k, one for all or one for each energy between the ends. If the
+    kernels leave their densities invariant, E[w] = Z_last / Z_first, mixed or
+    not; the bias of another kernel (ULA) stays in E[w]. On the reversed path,
+    with draws of the last density, it is reverse AIS: E[w] = Z_first / Z_last.
+    Source: Neal (2001), section 2.
     """
-    if not callable(kernels) and len(kernels) != len(path) - 2:
-        raise ValueError(f"ais needs one kernel for each of the {len(path) - 2} energies between; got {len(kernels)}")
+    between = len(path) - 2
+    if callable(kernels):
+        kernels = [kernels] * between
+    if len(kernels) != between:
+        wanted = f"one kernel for each of the {between} energies between"
+        raise ValueError(f"ais needs {wanted}; got {len(kernels)}")
     x, log_w, acceptance = x.detach(), 0.0, []
     for k, (old, new) in enumerate(pairwise(path)):
         if k > 0:
-            x, info = (kernels if callable(kernels) else kernels[k - 1])(old, x, rng=rng)
+            x, info = kernels[k - 1](old, x, rng=rng)
             acceptance.append(info.acceptance.mean())
         with torch.no_grad():
             log_w = log_w + (checked(old, x) - checked(new, x)).double()
-    return x, Annealed(log_w, torch.stack(acceptance) if acceptance else log_w.new_zeros(0))
+    means = torch.stack(acceptance) if acceptance else log_w.new_zeros(0)
+    return x, Annealed(log_w, means)
 
 
 def tuned(
@@ -176,37 +208,47 @@ def estimate(log_w: Tensor) -> Estimate:
 
 
 def importance_chain(log_w: Tensor) -> Estimate:
-    """Sum over levels of log mean_i w_{k,i}, log w_{k,i} = E_k(y_i) - E_{k+1}(y_i) (T, M), y_i ~ exp(-E_k) itself.
+    """Sum over levels of log mean_i w_{k,i}, from log_w (T, M).
 
-    Unlike AIS it needs samples of every level. The error is that of sum_k w_{k,i} / mean(w_k), since the levels' i-th
-    samples may come from one chain; ess is the smallest of a level. Source: DRL, Eqs. 33 to 36, f = -E.
+    log w_{k,i} = E_k(y_i) - E_{k+1}(y_i) at samples y_i of exp(-E_k): unlike
+    AIS it needs samples of every level. The error is that of the sum over k of
+    w_{k,i} / mean(w_k), since the levels' i-th samples may come from one
+    chain; ess is the smallest of the levels'.
+    Source: DRL, Eqs. 33 to 36, f = -E.
     """
     log_w = log_w.double()
     M = log_w.shape[1]
     log_mean = torch.logsumexp(log_w, 1) - math.log(M)
-    relative = (log_w - log_mean[:, None]).exp()  # (T, M), each row's mean is 1
+    relative = (log_w - log_mean[:, None]).exp()  # the mean of each row is 1
     ess = M / (relative**2).mean(1)
-    return Estimate(log_mean.sum(), relative.sum(0).std() / M**0.5, ess.min())
+    se = relative.sum(0).std() / M**0.5
+    return Estimate(log_mean.sum(), se, ess.min())
 
 
 def lower_bound(log_w: Tensor, delta: float) -> Tensor:
-    """A number that exceeds log E[w] with probability at most delta, for independent w >= 0 of any variance (*, B).
+    """A number above log E[w] with probability at most delta.
 
-    A gambler who bets the share s on w / E[w] > 1 holds prod_i (1 - s + s w_i / E[w]), of mean 1: above 1 / delta it is
-    with probability at most delta (Markov). The bound is the z that would make the mean over s = 1, 1/2, .. that rich.
+    From log_w (*, B), for independent w >= 0 of any variance. Whoever bets
+    the share s on w / E[w] > 1 holds prod_i (1 - s + s w_i / E[w]), of mean 1:
+    above 1 / delta with probability at most delta (Markov). The bound is the z
+    in E[w]'s place at which the mean over s = 1, 1/2, .. is 1 / delta.
     Source: Waudby-Smith and Ramdas (2024), a fixed mixture of bets.
     """
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie between 0 and 1; got {delta!r}")
     log_w, B = log_w.double(), log_w.shape[-1]
-    share = 0.5 ** torch.arange(1 + math.ceil(math.log2(B)), dtype=torch.float64, device=log_w.device)
-    log_stay, log_share = torch.log1p(-share)[:, None], share.log()[:, None]  # -inf at the share 1, as it should be
+    powers = torch.arange(1 + math.ceil(math.log2(B)), device=log_w.device)
+    share = 0.5 ** powers.double()
+    stay = torch.log1p(-share)[:, None]  # -inf at the share 1
+    log_share, count = share.log()[:, None], len(share)
     high = log_w.amax(-1)  # no w / z is above 1 here: nothing is won
-    low = high - B * math.log(2) - math.log(len(share) / delta)  # the largest w alone wins enough
-    for _ in range(60):  # bisection down to float64's digits: wealth falls with z
+    low = high - B * math.log(2) - math.log(count / delta)  # the largest wins
+    for _ in range(60):  # bisection to float64's digits: wealth falls with z
         z = (low + high) / 2
-        wealth = torch.logaddexp(log_stay, log_share + (log_w - z[..., None])[..., None, :]).sum(-1)  # (*, shares)
-        rich = torch.logsumexp(wealth, -1) - math.log(len(share)) >= -math.log(delta)
+        bets = log_share + (log_w - z[..., None])[..., None, :]
+        wealth = torch.logaddexp(stay, bets).sum(-1)  # (*, shares)
+        mean = torch.logsumexp(wealth, -1) - math.log(count)
+        rich = mean >= -math.log(delta)
         low, high = torch.where(rich, z, low), torch.where(rich, high, z)
     return low
 

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Noise = Callable[[int, torch.Generator | None], Tensor]
+from ebmlib.core import expand
+
+Starts = Callable[[int, torch.Generator | None], Tensor]  # (n, rng) to n starts of chains (n, *S)
 STORED = ("float32", "uint8")
 
 
@@ -20,7 +22,7 @@ class Reservoir:
 
     def __init__(
         self,
-        noise: Noise,
+        noise: Starts,
         rng: torch.Generator | None = None,
         *,
         capacity: int = 10_000,
@@ -45,17 +47,25 @@ class Reservoir:
     def __len__(self) -> int:
         return len(self.x)
 
-    def draw(self, n: int, rng: torch.Generator | None = None, *, restart: float | None = None) -> Tensor:
-        """n samples (n, *S), float32: each is fresh noise with probability `restart` (None: the reservoir's own share),
-        else one of the kept ones, picked with replacement. restart = 0 gives past samples only.
+    def draw(
+        self,
+        n: int,
+        rng: torch.Generator | None = None,
+        *,
+        restart: float | None = None,
+    ) -> Tensor:
+        """n samples (n, *S), float32, drawn from the kept ones.
+
+        With replacement; each is fresh noise with probability `restart`
+        instead (None: the reservoir's own share, 0: past samples only).
         """
-        place = torch.randint(len(self.x), (n,), generator=rng, device=self.x.device)
-        x = self._unpacked(self.x[place])
+        on = {"generator": rng, "device": self.x.device}
+        x = self._unpacked(self.x[torch.randint(len(self.x), (n,), **on)])
         restart = self.restart if restart is None else restart
         if restart == 0:
             return x
-        fresh = torch.rand(n, generator=rng, device=x.device) < restart
-        return torch.where(fresh.reshape(-1, *[1] * (x.ndim - 1)), self.noise(n, rng).to(x), x)
+        fresh = expand(torch.rand(n, **on) < restart, x)
+        return torch.where(fresh, self.noise(n, rng).to(x), x)
 
     def push(self, x: Tensor, rng: torch.Generator | None = None) -> None:
         """Let x (n, *S), n up to the capacity, take n different places at random; x's graph is not kept."""

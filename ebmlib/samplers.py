@@ -3,24 +3,22 @@
 Every Langevin chain of the book is one update, x' = x - a grad E(x) + b xi, at temperature b^2 / (2 a).
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor
 
-from ebmlib import core, engine
-from ebmlib.core import Energy, checked, expand, flat_sum
-from ebmlib.engine import energy_and_grad
+from ebmlib import engine  # reads EBMLIB_ENGINE, too
+from ebmlib.core import Energy, checked, energy_and_grad, expand, flat_sum
 
 Scalar = float | Tensor
 Pair = tuple[Scalar, Scalar]
-Noise = torch.Generator | Callable[[Tensor], Tensor] | None  # where a Langevin chain takes its noise from
+NoiseSource = torch.Generator | Callable[[Tensor], Tensor] | None  # where a Langevin chain takes its noise from
+Callback = Callable[[int, Tensor], None] | None  # called as callback(k, x) after step k
 Seen = tuple[Tensor, Tensor] | None  # (E(x), grad E(x)) where a gradient was last taken
-WORTH_RECORDING = 5  # steps: recording costs about two of them
 
 
 class Info(NamedTuple):
@@ -67,7 +65,12 @@ def descent(step: Scalar, K: int) -> list[Pair]:
     return [(step, 0.0)] * K
 
 
-def noise_like(x: Tensor, rng: Noise) -> Tensor:
+def reflected(box: float) -> Callable[[Tensor], Tensor]:
+    """A projection for chains that are mirrored at the walls of the box |x_i| <= box, as often as needed."""
+    return lambda x: box - ((x + box) % (4 * box) - 2 * box).abs()
+
+
+def noise_like(x: Tensor, rng: NoiseSource) -> Tensor:
     """Standard normal noise of x's shape, dtype and device from `rng`: drawn, or what a function in its place gives."""
     if callable(rng):
         given = rng(x)
@@ -90,116 +93,30 @@ def _plus(x: Tensor, factor: Scalar, y: Tensor) -> Tensor:
     return x + expand(factor, x) * y if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
 
 
-def _update(
-    energy: Energy,
-    x: Tensor,
-    a: Scalar,
-    b: Scalar,
-    rng: Noise,
-    clip: float | None,
-    project: Callable[[Tensor], Tensor] | None,
-    differentiable: bool,
-    noise: Tensor | None = None,
-) -> tuple[Tensor, Seen]:
-    """x' and (E(x), grad E(x)), or None in its place where no gradient was taken; noise given is not drawn."""
-    seen = None
-    if not _is_zero(a):
-        seen = core.energy_and_grad(energy, x, create_graph=True) if differentiable else energy_and_grad(energy, x)
-        grad = seen[1] if clip is None else seen[1].clamp(-clip, clip)
-        x = _plus(x, -a, grad)
-    if not _is_zero(b):
-        x = _plus(x, b, noise_like(x, rng) if noise is None else noise)
-    x = x if project is None else project(x)
-    return x if differentiable else x.detach(), seen
-
-
-def _forgetful(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng: Noise, *rest: Any) -> Any:
-    """`_update` that keeps nothing but x and its noise for the backward pass, which runs it again."""
-    noise = None if _is_zero(b) else noise_like(x, rng)  # drawn outside: the second run must meet the same
-    again = lambda x: _update(energy, x, a, b, rng, *rest, noise)
-    return torch.utils.checkpoint.checkpoint(again, x, use_reentrant=False)
-
-
-def _kind(value: Scalar) -> Any:
-    """What two step sizes or noises must share for one recorded step to serve both."""
-    return tuple(value.shape) if isinstance(value, Tensor) else "none" if value == 0 else "number"
-
-
-def _column(values: Sequence[Scalar], x: Tensor, row: Tensor) -> Callable[[], Scalar]:
-    """The value of the present step: one for all, or the entry of a table that `row` (1,) counts through."""
-    first = values[0]
-    if all(value is first or (not isinstance(value, Tensor) and value == first) for value in values):
-        return lambda: first
-    if any(isinstance(value, Tensor) for value in values):
-        table = torch.stack([torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in values])
-    else:
-        table = torch.tensor(values, dtype=x.dtype, device=x.device)  # one copy to the device
-    return lambda: table.index_select(0, row)[0]
-
-
-def _replayed(
-    energy: Energy, x: Tensor, schedule: Sequence[Pair], rng: Any, clip: Any, project: Any, callback: Any
-) -> tuple[Tensor, Seen, int]:
-    """The chain by recorded steps as far as that goes: x, the last gradient seen, and how many pairs were taken.
-
-    Each stretch of like pairs is one recorded step, played for every pair; a shorter one is taken step by step.
-    """
-    x, seen, k = x.clone(), None, 0  # the clone stays in its place; everything else is made anew by each step
-
-    def step() -> None:
-        nonlocal now
-        y, now = _update(energy, x, a(), b(), rng, clip, project, False)
-        x.copy_(y)
-        row.add_(1)
-
-    for _, stretch in itertools.groupby(schedule, lambda pair: tuple(map(_kind, pair))):
-        pairs, row, now = list(stretch), torch.zeros(1, dtype=torch.long, device=x.device), None
-        a, b = (_column(values, x, row) for values in zip(*pairs))
-        play = step
-        if len(pairs) >= WORTH_RECORDING:
-            play = engine.record(step, energy, x, rng)
-            if play is None:
-                return x, seen, k
-        for i in range(len(pairs)):
-            play()
-            if callback is not None:
-                callback(k + i, x.clone())
-        k, seen = k + len(pairs), seen if now is None else (now[0].clone(), now[1].clone())
-    return x, seen, k
-
-
-def _repeat(
-    move: Callable[..., tuple[Tensor, ...]],
-    state: tuple[Tensor, ...],
-    K: int,
-    energy: Energy,
-    rng: torch.Generator | None,
-    callback: Callable[[int, Tensor], None] | None,
-) -> tuple[Tensor, ...]:
-    """`state` (x first) after K moves: a recorded one played K times where the engine records, else one by one."""
-    play, static = None, ()
-
-    def step() -> None:
-        for old, new in zip(static, move(*static)):
-            old.copy_(new)
-
-    if K >= WORTH_RECORDING and engine.records(energy, state[0], rng):
-        static = tuple(part.clone() for part in state)  # these stay in their places
-        play = engine.record(step, energy, state[0], rng)
-    for k in range(K):
-        if play is None:
-            state = move(*state)
-        else:
-            play()
-        if callback is not None:
-            callback(k, state[0] if play is None else static[0].clone())
-    return state if play is None else static
-
-
 def _info(x: Tensor, seen: Seen) -> Info:
     nothing = x.new_full(x.shape[:1], math.nan)
     value, grad_norm = (nothing, nothing) if seen is None else (seen[0].detach(), _norm(seen[1]))
     return Info(value, grad_norm, torch.ones_like(nothing))
+
+
+def _update(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng, clip, project, graph: bool) -> tuple[Tensor, Seen]:
+    """x' = x - a grad E(x) + b xi and (E(x), grad E(x)); None in its place where a = 0, which takes no gradient."""
+    seen = None
+    if not _is_zero(a):
+        seen = energy_and_grad(energy, x, create_graph=graph)
+        grad = seen[1] if clip is None else seen[1].clamp(-clip, clip)
+        x = _plus(x, -a, grad)
+    if not _is_zero(b):
+        x = _plus(x, b, noise_like(x, rng))
+    x = x if project is None else project(x)
+    return x if graph else x.detach(), seen
+
+
+def _recomputed(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng, *rest) -> tuple[Tensor, Seen]:
+    """`_update` that keeps x and its noise alone for the backward pass, which runs it again."""
+    noise = None if _is_zero(b) else noise_like(x, rng)  # drawn once: the second run needs the same
+    again = lambda x: _update(energy, x, a, b, lambda _: noise, *rest)
+    return torch.utils.checkpoint.checkpoint(again, x, use_reentrant=False)
 
 
 def langevin_step(
@@ -208,17 +125,19 @@ def langevin_step(
     a: Scalar,
     b: Scalar,
     *,
-    rng: Noise = None,
+    rng: NoiseSource = None,
     clip: float | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
     differentiable: bool = False,
 ) -> tuple[Tensor, Info]:
-    """One update x' = x - a grad E(x) + b xi, xi ~ N(0, I).
+    """Return x' = x - a grad E(x) + b xi with xi ~ N(0, I).
 
-    x is (B, *S); a and b are floats or (B,) tensors in units of x^2 / energy and x. `clip` bounds each entry of the
-    gradient, `project` is applied last (a clamp, say). `differentiable` keeps the graph from x' to x and the weights.
-    A function in place of `rng` gives the noise: xi = rng(x), so that chains can share it.
-    Source: Eq. 4 of the recovery-likelihood paper with a = delta^2 / 2, b = delta.
+    x is (B, *S); a and b are floats or (B,), in units of x^2 / energy and x.
+    `clip` bounds each entry of the gradient, `project` is applied last (a
+    clamp, say), `differentiable` keeps the graph from x' to x and the weights.
+    A function in place of `rng` gives the noise xi = rng(x), so that chains
+    can share it. Source: Eq. 4 of the recovery-likelihood paper with
+    a = delta^2 / 2, b = delta.
     """
     x, seen = _update(energy, x, a, b, rng, clip, project, differentiable)
     return x, _info(x, seen)
@@ -229,30 +148,32 @@ def langevin(
     x: Tensor,
     schedule: Sequence[Pair],
     *,
-    rng: Noise = None,
+    rng: NoiseSource = None,
     clip: float | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: Callback = None,
     differentiable: bool | int = False,
     recompute: bool = False,
 ) -> tuple[Tensor, Info]:
-    """Run one `langevin_step` for each pair (a, b) of the schedule; x is (B, *S) and comes back detached.
+    """Run one `langevin_step` for each pair (a, b) of the schedule.
 
-    `callback(k, x)` sees the state after step k. An empty schedule returns x unchanged. `differentiable` steps at the
-    end keep their graph (True: all; 1: improved CD's truncated graph), memory grows with them; the start takes none.
-    `recompute` keeps their states and noise alone and runs each step again in the backward pass: the same gradient,
-    memory of one step, K states and K noises, and the chain's time once more. The energy must not draw random numbers
-    then, and its net must be in the backward pass as it was in the chain: frozen or not, in training mode or not.
+    x is (B, *S) and comes back detached; an empty schedule returns it as it
+    is. `callback(k, x)` sees the state after step k. The last `differentiable`
+    steps keep their graph (True: all; 1: improved CD's truncated graph), and
+    memory grows with them; the start takes no gradient.
+    `recompute` keeps their states and noise alone and runs each step again in
+    the backward pass: the same gradient for the chain's time once more. The
+    energy must then draw no random numbers, and its net must be as it was in
+    the chain: frozen or not, in training mode or not.
     """
-    kept = len(schedule) if differentiable is True else int(differentiable)
-    if not 0 <= kept <= len(schedule):
-        raise ValueError(f"differentiable = {kept} steps; the schedule has {len(schedule)}")
-    x, seen, free, done = engine.start(x), None, schedule[: len(schedule) - kept], 0
-    if len(free) >= WORTH_RECORDING and engine.records(energy, x, rng):
-        x, seen, done = _replayed(energy, x, free, rng, clip, project, callback)
-    for k, (a, b) in enumerate(schedule[done:], done):
-        graph = k >= len(free)
-        move = _forgetful if graph and recompute else _update
+    n = len(schedule)
+    kept = n if differentiable is True else int(differentiable)
+    if not 0 <= kept <= n:
+        raise ValueError(f"differentiable = {kept} steps; the schedule has {n}")
+    x, seen = engine.in_layout(x.detach()), None
+    for k, (a, b) in enumerate(schedule):
+        graph = k >= n - kept
+        move = _recomputed if graph and recompute else _update
         x, now = move(energy, x, a, b, rng, clip, project, graph)
         seen = now or seen
         if callback is not None:
@@ -267,45 +188,47 @@ def _accept(log_ratio: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Ten
     return uniform.log() < log_ratio, log_ratio.exp()
 
 
-def _pick(accept: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+def _pick(accept: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
+    """The entries of each tensor (B, *S) of `new` where accepted (B,), else those of `old`."""
+    return [torch.where(expand(accept, one), one, other) for one, other in zip(new, old, strict=True)]
 
 
 def mala(
-    energy: Energy,
-    x: Tensor,
-    step: Scalar,
-    K: int,
-    *,
-    rng: torch.Generator | None = None,
-    callback: Callable[[int, Tensor], None] | None = None,
+    energy: Energy, x: Tensor, step: Scalar, K: int, *, rng: torch.Generator | None = None, callback: Callback = None
 ) -> tuple[Tensor, Info]:
     """Langevin proposals x - step grad E + sqrt(2 step) xi with a Metropolis correction: exact for exp(-E) at any step.
 
     x is (B, *S), step a float or (B,). One gradient a step. Source: Roberts and Tweedie (1996).
     """
-    x = engine.start(x)
+    x = engine.in_layout(x.detach())
     eps, b = expand(step, x), expand((2 * step) ** 0.5, x)
     value, grad = energy_and_grad(energy, x)
-
-    def move(x: Tensor, value: Tensor, grad: Tensor, total: Tensor) -> tuple[Tensor, ...]:
+    total = torch.zeros_like(value)
+    for k in range(K):
         proposal = x - eps * grad + b * noise_like(x, rng)
         new_value, new_grad = energy_and_grad(energy, proposal)
         forward = flat_sum((proposal - x + eps * grad) ** 2 / (4 * eps))
         backward = flat_sum((x - proposal + eps * new_grad) ** 2 / (4 * eps))
         accept, probability = _accept(value - new_value + forward - backward, rng)
-        value, grad = torch.where(accept, new_value, value), _pick(accept, new_grad, grad)
-        return _pick(accept, proposal, x), value, grad, total + probability
+        x, value, grad = _pick(accept, (proposal, new_value, new_grad), (x, value, grad))
+        total = total + probability
+        if callback is not None:
+            callback(k, x)
+    return x, Info(value, _norm(grad), total / max(K, 1))
 
-    x, value, grad, total = _repeat(move, (x, value, grad, torch.zeros_like(value)), K, energy, rng, callback)
-    return x.detach(), Info(value, _norm(grad), total / max(K, 1))
 
+def independence(
+    energy: Energy,
+    x: Tensor,
+    K: int = 1,
+    *,
+    rng: torch.Generator | None = None,
+) -> tuple[Tensor, Info]:
+    """K Metropolis steps with proposals from N(0, I), whatever x is.
 
-def independence(energy: Energy, x: Tensor, K: int = 1, *, rng: torch.Generator | None = None) -> tuple[Tensor, Info]:
-    """K Metropolis steps whose proposals are drawn from N(0, I), whatever x is: exact for exp(-E), no gradient.
-
-    x is (B, *S). A jump crosses any barrier; it is accepted often only where exp(-E) is close to N(0, I), as in
-    the noise space of a decoder. Source: Tierney (1994), section 2.3.3.
+    Exact for exp(-E) without a gradient; x is (B, *S). A jump crosses any
+    barrier, and is accepted often only where exp(-E) is close to N(0, I), as
+    in the noise space of a decoder. Source: Tierney (1994), section 2.3.3.
     """
     x = x.detach()
     with torch.no_grad():
@@ -314,9 +237,11 @@ def independence(energy: Energy, x: Tensor, K: int = 1, *, rng: torch.Generator 
         for _ in range(K):
             proposal = noise_like(x, rng)
             new_value = checked(energy, proposal)
-            log_ratio = (value - 0.5 * flat_sum(x**2)) - (new_value - 0.5 * flat_sum(proposal**2))
-            accept, probability = _accept(log_ratio, rng)
-            x, value = _pick(accept, proposal, x), torch.where(accept, new_value, value)
+            here = value - 0.5 * flat_sum(x**2)
+            there = new_value - 0.5 * flat_sum(proposal**2)
+            accept, probability = _accept(here - there, rng)
+            new, old = (proposal, new_value), (x, value)
+            x, value = _pick(accept, new, old)
             total = total + probability
     return x, Info(value, torch.full_like(value, math.nan), total / max(K, 1))
 
@@ -346,27 +271,28 @@ def hmc(
     *,
     L: int = 2,
     rng: torch.Generator | None = None,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: Callback = None,
 ) -> tuple[Tensor, Info]:
-    """K trajectories of L leapfrog steps with unit mass, each with a Metropolis correction: exact for exp(-E).
+    """K trajectories of L leapfrog steps, each with a Metropolis correction.
 
-    x is (B, *S), step a float or (B,). L gradients a trajectory; L = 2 is the DRL paper's (section 4.2).
+    Exact for exp(-E), with unit mass and L gradients a trajectory. x is
+    (B, *S), step a float or (B,). L = 2 is the DRL paper's (section 4.2).
     """
     if L < 1:
         raise ValueError(f"hmc needs at least one leapfrog step; got L = {L}")
-    x = engine.start(x)
+    x = engine.in_layout(x.detach())
     value, grad = energy_and_grad(energy, x)
-
-    def move(x: Tensor, value: Tensor, grad: Tensor, total: Tensor) -> tuple[Tensor, ...]:
-        p = noise_like(x, rng)
-        new_x, new_p, new_value, new_grad = leapfrog(energy, x, p, grad, step, L)
-        log_ratio = value - new_value + 0.5 * (flat_sum(p**2) - flat_sum(new_p**2))
-        accept, probability = _accept(log_ratio, rng)
-        value, grad = torch.where(accept, new_value, value), _pick(accept, new_grad, grad)
-        return _pick(accept, new_x, x), value, grad, total + probability
-
-    x, value, grad, total = _repeat(move, (x, value, grad, torch.zeros_like(value)), K, energy, rng, callback)
-    return x.detach(), Info(value, _norm(grad), total / max(K, 1))
+    total = torch.zeros_like(value)
+    for k in range(K):
+        p, old = noise_like(x, rng), (x, value, grad)
+        new_x, new_p, *new = leapfrog(energy, x, p, grad, step, L)
+        kinetic = 0.5 * (flat_sum(p**2) - flat_sum(new_p**2))
+        accept, probability = _accept(value - new[0] + kinetic, rng)
+        x, value, grad = _pick(accept, (new_x, *new), old)
+        total = total + probability
+        if callback is not None:
+            callback(k, x)
+    return x, Info(value, _norm(grad), total / max(K, 1))
 
 
 def tune(

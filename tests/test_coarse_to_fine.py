@@ -6,18 +6,29 @@ import pytest
 import torch
 from problems import assert_mean
 from scipy.optimize import brentq
-from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torch.nn import functional as F
 
-from ebmlib.core import energy_and_grad
+from ebmlib.core import energy_and_grad, flat_sum
 from ebmlib.papers import coarse_to_fine
-from ebmlib.samplers import decayed, langevin, ula
+from ebmlib.samplers import langevin, ula
 from ebmlib.targets import fields
 
 
 def refuse(x):
     raise AssertionError("this energy must not be evaluated")
+
+
+def chain_of(schedule, rng=None, ends=None):
+    """Chains by `schedule(K)`; their ends are put into a list."""
+
+    def chain(energy, x, K):
+        x, _ = langevin(energy, x, schedule(K), rng=rng)
+        if ends is not None:
+            ends.append(x)
+        return x
+
+    return chain
 
 
 # -- the fade --
@@ -27,21 +38,6 @@ def test_beta_rises_over_the_first_half_of_a_stage():
     assert [coarse_to_fine.fade(m, 1000) for m in (0, 100, 250, 500, 501, 1000, 5000)] == [0, 0.2, 0.5, 1, 1, 1, 1]
     with pytest.raises(ValueError, match="images >= 1"):
         coarse_to_fine.fade(0, 0)
-
-
-def test_fading_sets_its_nets_and_goes_on_where_it_was():
-    nets = nn.Module(), nn.Module()
-    fading = coarse_to_fine.Fading(400, *nets)
-    assert [net.beta for net in nets] == [0, 0]
-    seen = []
-    for _ in range(4):
-        seen.append(fading.beta)
-        fading.advance(64)
-    assert seen == [0, 0.32, 0.64, 0.96]
-    assert [net.beta for net in nets] == [1, 1]
-    again = coarse_to_fine.Fading(400, other := nn.Module())
-    again.load_state_dict({"shown": 50})
-    assert (again.beta, other.beta, again.state_dict()) == (0.25, 0.25, {"shown": 50})
 
 
 def test_a_stage_shows_its_images():
@@ -104,8 +100,9 @@ def test_the_start_of_a_stage_in_closed_form(beta, device, dtype, rng):
     """On E = x^2 / (2 v), K (1 - beta) steps from noise have the mean and variance of a linear recursion."""
     v, K, n = 0.5, 10, 40_000
     noise = 0.3 + coarse_to_fine.uniform((n, 1, 1, 1), rng(0), device).to(dtype)
-    schedule = lambda k: ula(0.05, k)
-    x = coarse_to_fine.start(lambda x: (x**2).flatten(1).sum(1) / (2 * v), noise, K, schedule, beta, rng=rng(1))
+    generator = rng(1)
+    chain = chain_of(lambda k: ula(0.05, k), generator)
+    x = coarse_to_fine.stage_start(lambda x: flat_sum(x**2) / (2 * v), noise, K, chain, beta, rng=generator)
     mean, variance = 0.3, 1 / 3
     for _ in range({0.0: 10, 0.4: 6}[beta]):
         mean, variance = (1 - 0.05 / v) * mean, (1 - 0.05 / v) ** 2 * variance + 0.1
@@ -117,19 +114,11 @@ def test_the_start_of_a_stage_in_closed_form(beta, device, dtype, rng):
 
 def test_at_beta_one_the_start_is_noise_and_the_coarse_model_rests(device, rng):
     noise = torch.full((2000, 1, 2, 2), 5.0, device=device)
-    x = coarse_to_fine.start(refuse, noise, 15, lambda k: ula(0.1, k), 1.0, rng=rng(0))
+    x = coarse_to_fine.stage_start(refuse, noise, 15, chain_of(lambda k: ula(0.1, k)), 1.0, rng=rng(0))
     assert x.shape == (2000, 1, 4, 4)
     assert float(x.abs().max()) <= 1
     assert_mean(x.flatten()[:, None], torch.zeros(1), 0.01)
     assert_mean(x.flatten()[:, None] ** 2, torch.tensor([1 / 3]), 0.01)
-
-
-def test_the_schedule_is_made_for_the_steps_taken(device):
-    """A noise that declines to 0 does so within the shortened chain, too."""
-    asked = []
-    schedule = lambda k: asked.append(k) or decayed(0.1, 0.2, k)
-    coarse_to_fine.start(lambda x: x.flatten(1).sum(1), torch.zeros(1, 1, 2, 2, device=device), 10, schedule, 0.5)
-    assert asked == [5]
 
 
 def test_bad_arguments_get_one_sentence():
@@ -139,7 +128,7 @@ def test_bad_arguments_get_one_sentence():
     with pytest.raises(ValueError, match=r"beta = 1\.5: it lies from 0 to 1"):
         coarse_to_fine.mix(x, 1.5)
     with pytest.raises(ValueError, match="got 1 energies and 2 numbers"):
-        coarse_to_fine.climb([refuse], x, (1, 2), lambda k: ula(0.1, k))
+        coarse_to_fine.climb([refuse], x, (1, 2), chain_of(lambda k: ula(0.1, k)))
 
 
 # -- stage sampling --
@@ -150,11 +139,10 @@ def test_climbing_with_exact_energies_returns_the_exact_law(device, dtype, rng):
     law = fields.two_fields(8, slope=0.5, variance=0.3, amplitude=0.0).to(device)
     laws = [law.pooled().pooled(), law.pooled(), law]
     step = 0.3 * min(float(fields.mode_variance(one).min()) for one in laws)
-    seen = {}
+    seen = []
     x = coarse_to_fine.uniform((2000, 1, 2, 2), rng(0), device).to(dtype)
     energies = [gaussian_energy(one, dtype) for one in laws]
-    watch = lambda s, x: seen.update({s: x})
-    x = coarse_to_fine.climb(energies, x, (80, 80, 200), lambda k: ula(step, k), rng=rng(1), callback=watch)
+    x = coarse_to_fine.climb(energies, x, (80, 80, 200), chain_of(lambda k: ula(step, k), rng(1), seen))
     assert torch.equal(x, seen[2])
     for s, one in enumerate(laws):
         power = fields.radial(fields.power(seen[s]))  # (n, rings)
@@ -165,9 +153,9 @@ def test_climbing_with_exact_energies_returns_the_exact_law(device, dtype, rng):
 
 def test_a_stage_starts_at_the_ends_of_the_one_before(device, dtype, rng):
     x = torch.randn(5, 1, 2, 2, generator=rng(0), device=device, dtype=dtype)
-    square = lambda x: (x**2).flatten(1).sum(1)
+    square = lambda x: flat_sum(x**2)
     ends, _ = langevin(square, x, ula(0.1, 3), rng=rng(1))
-    found = coarse_to_fine.climb([square, refuse], x, (3, 0), lambda k: ula(0.1, k), rng=rng(1))
+    found = coarse_to_fine.climb([square, refuse], x, (3, 0), chain_of(lambda k: ula(0.1, k), rng(1)))
     assert torch.equal(found, coarse_to_fine.upsample(ends))
 
 
@@ -202,7 +190,7 @@ def test_a_long_chain_teaches_the_truth_up_to_its_step():
     v = torch.tensor([0.1, 1.0], dtype=torch.float64)
     w = coarse_to_fine.short_run_precision(v, torch.full_like(v, 0.3), ula(0.02, 600))
     torch.testing.assert_close(v, 1 / (w * (1 - 0.01 * w)))
-    with pytest.raises(ValueError, match="no curvature below 1/a fits"):
+    with pytest.raises(ValueError, match="more variance than asked"):
         coarse_to_fine.short_run_precision(torch.tensor([0.01]), torch.tensor([0.3]), ula(0.1, 5))
 
 

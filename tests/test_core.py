@@ -38,9 +38,7 @@ def test_expand_multiplies_each_sample_by_its_own_number(shape, device, dtype, r
 @pytest.mark.parametrize("bad", [lambda x: x.sum(), lambda x: x.sum(1, keepdim=True), lambda x: x])
 def test_an_energy_that_is_not_one_number_a_sample_is_refused(bad, device):
     x = torch.ones(4, 2, device=device)
-    with pytest.raises(
-        ValueError, match=r"^an energy must return shape \(4,\), one number a sample; got \((4, 1|4, 2|)\)$"
-    ):
+    with pytest.raises(ValueError, match=r"must return shape \(4,\), .* got \((4, 1|4, 2|)\)"):
         energy_and_grad(bad, x)
     assert checked(flat_sum, x).tolist() == [2.0] * 4
 

@@ -34,7 +34,7 @@ def test_elbo_is_the_formula(law, device, rng):
         torch.testing.assert_close(stats["elbo"], (log_lik - kl).mean())
         torch.testing.assert_close(stats["kl"], kl.mean())
         torch.testing.assert_close(stats["log_lik"], log_lik.mean())
-    with pytest.raises(ValueError, match=r"^elbo takes log likelihoods \(B,\)"):
+    with pytest.raises(ValueError, match=r"elbo takes log likelihoods \(B,\)"):
         elbo(log_lik[:3], law.mean, law.log_std)
 
 

@@ -8,27 +8,38 @@ from torch.nn import functional as F
 
 
 class ConvNet(nn.Module):
-    """The self-adversarial paper's plain net (Table 2): a 3x3 convolution, 4x4 convolutions of stride 2, a number.
+    """The self-adversarial paper's net (Table 2) for images, to (B,).
 
-    x (B, channels, size, size) to (B,). The widths are filters x multipliers: (1, 2, 2, 2) for MNIST and Fashion-MNIST
-    and (1, 2, 4, 8) for CIFAR-10 at 32 pixels, (1, 2, 4, 8, 16) for CelebA at 64. Swish after every convolution; no
-    normalization. ValueError for a size that the strides do not divide.
+    x is (B, channels, size, size). A 3x3 convolution and 4x4 convolutions of
+    stride 2, all with swish, and a dense layer. Widths are filters x
+    multipliers: (1, 2, 2, 2) for MNIST and Fashion-MNIST, (1, 2, 4, 8) for
+    CIFAR-10, (1, 2, 4, 8, 16) for CelebA at 64 pixels. ValueError for a size
+    that the strides do not divide.
     """
 
-    def __init__(self, channels: int = 1, size: int = 32, filters: int = 32, multipliers: Sequence[int] = (1, 2, 2, 2)):
+    def __init__(
+        self,
+        channels: int = 1,
+        size: int = 32,
+        filters: int = 32,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+    ):
         super().__init__()
-        parts = 2 ** (len(multipliers) - 1)
-        if size % parts:
-            raise ValueError(f"size = {size}: {len(multipliers) - 1} strides of 2 need a multiple of {parts}")
+        strides = len(multipliers) - 1
+        if size % 2**strides:
+            needed = f"{strides} strides of 2 need a multiple of {2**strides}"
+            raise ValueError(f"size = {size}: {needed}")
         self.shape = (channels, size, size)
         widths = [filters * m for m in multipliers]
-        strided = (nn.Conv2d(inner, outer, 4, 2, padding=1) for inner, outer in pairwise(widths))
-        self.body = nn.ModuleList([nn.Conv2d(channels, widths[0], 3, padding=1), *strided])
-        self.head = nn.Linear(widths[-1] * (size // parts) ** 2, 1)
+        first = nn.Conv2d(channels, widths[0], 3, padding=1)
+        strided = (nn.Conv2d(i, o, 4, 2, 1) for i, o in pairwise(widths))
+        self.body = nn.ModuleList([first, *strided])
+        self.head = nn.Linear(widths[-1] * (size // 2**strides) ** 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.shape:
-            raise ValueError(f"this net takes images of shape {self.shape}; got {tuple(x.shape[1:])}")
+            got = tuple(x.shape[1:])
+            raise ValueError(f"this net takes images {self.shape}; got {got}")
         for layer in self.body:
             x = F.silu(layer(x))
         return self.head(x.flatten(1)).squeeze(1)

@@ -83,16 +83,18 @@ class GrowingNet(nn.Module):
         self.primal[str(size)] = Primal(self.features(size), self.features(size // 2), *self.options)
 
     def grow(self) -> "GrowingNet":
-        """A net for twice the size: a copy with a new Primal, a new Fade and a new FromRGB, all random, at beta = 0.
+        """A net for twice the size, at beta = 0: this one stays as it is.
 
-        Everything else is copied bit for bit, and the new net is ready to train. This one stays as it is: it is the
-        coarse sampler with its old FromRGB.
+        A copy with a new Primal, a new Fade and a new FromRGB, all random;
+        everything else is copied bit for bit. The new net is ready to train,
+        and the old one is the coarse sampler with its own FromRGB.
         """
         fine = copy.deepcopy(self)
         fine.size, fine.beta = 2 * self.size, 0.0
         fine._add_primal(fine.size)
-        fine.fade = Fade(self.features(fine.size), self.features(self.size), *self.options)
-        fine.from_rgb = FromRGB(self.channels, self.features(fine.size), *self.options)
+        outer = self.features(fine.size)
+        fine.fade = Fade(outer, self.features(self.size), *self.options)
+        fine.from_rgb = FromRGB(self.channels, outer, *self.options)
         like = self.head.bias
         return fine.to(like.device, like.dtype).train().requires_grad_(True)
 

@@ -43,16 +43,33 @@ class MLP(nn.Module):
             x = F.silu(layer(x))
         return self.layers[-1](x).squeeze(1)
 
-    def grad_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """grad E (B, dim) and the Laplacian of E (B,) in one forward pass; differentiable in the weights and in x.
+    @classmethod
+    def spread(cls, box: float, steep: float, **options) -> "MLP":
+        """A net whose first layer is `steep` times as steep and turns at random points of |x_i| <= box.
 
-        Every layer carries h, dh/dx_i and h's Laplacian; h = s(z) gives s'(z) dz_i and s'' sum_i dz_i^2 + s' lap z.
+        The slope is that of the first weights, which training may change; `gain` is fixed. `options` are the net's.
+        """
+        net = cls(**options)
+        weight, bias = net.layers[0].weight, net.layers[0].bias
+        with torch.no_grad():
+            weight.mul_(steep)
+            bias.copy_(-(weight * box * (2 * torch.rand(weight.shape) - 1)).sum(1))
+        return net
+
+    def grad_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """grad E (B, dim) and the Laplacian of E (B,) in one forward pass.
+
+        Differentiable in the weights and in x. Every layer carries h, dh/dx_i
+        and h's Laplacian; h = s(z) gives s'(z) dz_i and
+        s'' sum_i dz_i^2 + s' lap z.
         """
         count, dim = x.shape
         eye = self.gain * torch.eye(dim, dtype=x.dtype, device=x.device)
-        value, slopes, lap = self.gain * x, eye[:, None].expand(dim, count, dim), torch.zeros_like(x)
+        value, lap = self.gain * x, torch.zeros_like(x)
+        slopes = eye[:, None].expand(dim, count, dim)
         for k, layer in enumerate(self.layers):
-            rows = F.linear(torch.cat([value[None], slopes, lap[None]]), layer.weight)  # (dim + 2, B, width)
+            carried = torch.cat([value[None], slopes, lap[None]])
+            rows = F.linear(carried, layer.weight)  # (dim + 2, B, width)
             z, slopes, lap = rows[0] + layer.bias, rows[1:-1], rows[-1]
             if k == len(self.layers) - 1:
                 break

@@ -1,6 +1,5 @@
 """A variational autoencoder with a Gaussian decoder whose mean and variance are learned (VAEBM, sections 2 and 5.4)."""
 
-import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOG_2PI = math.log(2 * math.pi)
+from ebmlib.core import LOG_2PI
 
 
 class Normal(NamedTuple):

@@ -4,17 +4,17 @@ A stage models images at one resolution; the net of the next is `GrowingNet.grow
 Source: Zhao, Xie and Li (2021), Algorithms 1 and 2, section 3.2; Appendix A.6 for frozen coarse nets.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebmlib.core import Energy
-from ebmlib.samplers import Pair, langevin
+from ebmlib.samplers import Pair
 
 MIXES = ("linear", "root")
-Schedule = Callable[[int], Sequence[Pair]]
+Chain = Callable[[Energy, Tensor, int], Tensor]  # chain(energy, x, K): the ends of a chain of K steps from x
 
 
 class Stage(NamedTuple):
@@ -32,7 +32,7 @@ class Stage(NamedTuple):
         return -(-self.images // self.batch)
 
 
-def fade(shown: int, images: int) -> float:
+def fade(shown: float, images: int) -> float:
     """beta = min(1, 2 m / N) after m of a stage's N images: Primal is faded in over the first half.
 
     Algorithm 1 prints max(1, 2 N / n), which would be 1 or more at once.
@@ -40,38 +40,6 @@ def fade(shown: int, images: int) -> float:
     if images < 1 or shown < 0:
         raise ValueError(f"a fade needs images >= 1 and shown >= 0; got images = {images}, shown = {shown}")
     return min(1.0, 2 * shown / images)
-
-
-class Fading:
-    """Counts the images of a stage and sets `beta` of its nets (the trained one and its running mean).
-
-    Its state_dict is the count: `training.fit` saves it in `state`, and a resumed stage fades on where it was.
-    """
-
-    def __init__(self, images: int, *nets: nn.Module):
-        self.images, self.nets, self.shown = images, nets, 0
-        self._set()
-
-    @property
-    def beta(self) -> float:
-        """The fading factor for the next batch."""
-        return fade(self.shown, self.images)
-
-    def advance(self, images: int) -> None:
-        """Count a batch of `images` images that were used."""
-        self.shown += images
-        self._set()
-
-    def _set(self) -> None:
-        for net in self.nets:
-            net.beta = self.beta
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"shown": self.shown}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.shown = state["shown"]
-        self._set()
 
 
 def pool(x: Tensor) -> Tensor:
@@ -129,45 +97,36 @@ def coarse_steps(K: int, beta: float) -> int:
     return round(K * (1 - beta))
 
 
-def start(
+def stage_start(
     coarse: Energy,
     noise: Tensor,
     K: int,
-    schedule: Schedule,
+    chain: Chain,
     beta: float,
     *,
     rng: torch.Generator | None = None,
     how: str = "linear",
 ) -> Tensor:
-    """Where a stage's chains start (Algorithm 1): K (1 - beta) coarse steps from noise (B, C, h, w), upsampled, mixed.
+    """Where the chains of a stage start: (B, C, 2h, 2w) (Algorithm 1).
 
-    `schedule(k)` gives the k pairs (a, b) of a chain of k steps. Returns (B, C, 2h, 2w); at beta = 1 it is U(-1, 1).
+    K (1 - beta) coarse steps from noise (B, C, h, w), upsampled and mixed with
+    new noise; at beta = 1 it is U(-1, 1). `chain(energy, x, K)` runs K steps.
     """
-    x, _ = langevin(coarse, noise, schedule(coarse_steps(K, beta)), rng=rng)
+    x = chain(coarse, noise, coarse_steps(K, beta))
     return mix(x, beta, rng, how)
 
 
-def climb(
-    energies: Sequence[Energy],
-    x: Tensor,
-    steps: Sequence[int],
-    schedule: Schedule,
-    *,
-    rng: torch.Generator | None = None,
-    callback: Callable[[int, Tensor], None] | None = None,
-) -> Tensor:
+def climb(energies: Sequence[Energy], x: Tensor, steps: Sequence[int], chain: Chain) -> Tensor:
     """Stage sampling: chains of steps[s] steps on energies[s], coarsest first, each resolution's ends upsampled.
 
-    x is the coarsest start (B, C, h, w), each stage doubles its sides. `callback(s, x)` sees every stage's ends.
+    x is the coarsest start (B, C, h, w), each stage doubles its sides. `chain(energy, x, K)` runs K steps and does what
+    else they need: a net in evaluation mode, counting the work.
     Source: Appendix A.8 and ablation (e), where a net is kept for each resolution.
     """
     if len(energies) != len(steps) or not energies:
         raise ValueError(f"climb needs one K an energy; got {len(energies)} energies and {len(steps)} numbers of steps")
     for s, (energy, K) in enumerate(zip(energies, steps)):
-        x = upsample(x) if s else x
-        x, _ = langevin(energy, x, schedule(K), rng=rng)
-        if callback is not None:
-            callback(s, x)
+        x = chain(energy, upsample(x) if s else x, K)
     return x
 
 
@@ -178,19 +137,28 @@ def chain_variance(precision: Tensor, begin: Tensor, schedule: Sequence[Pair]) -
     return begin
 
 
-def short_run_precision(variance: Tensor, begin: Tensor, schedule: Sequence[Pair], rounds: int = 60) -> Tensor:
-    """The curvature w at which a short chain turns variance `begin` into the data's `variance`, elementwise.
+def short_run_precision(
+    variance: Tensor,
+    begin: Tensor,
+    schedule: Sequence[Pair],
+    rounds: int = 60,
+) -> Tensor:
+    """Curvature w with which a short chain ends at `variance`, elementwise.
 
-    It is where maximum likelihood with such chains comes to rest on Gaussian data; only a long chain has w = 1/variance
-    (up to its step). Bisection on -1/a < w < 1/a, where the end's variance falls with w; the noise alone must not be
-    more than `variance` at w = 1/a (ValueError).
+    The chain starts with variance `begin`. Maximum likelihood with such chains
+    comes to rest there on Gaussian data; only a long chain has
+    w = 1 / variance (up to its step). Bisection on -1/a < w < 1/a, where the
+    end's variance falls with w. ValueError if the noise alone gives more than
+    `variance` at w = 1/a.
     """
     top = 1 / max(a for a, _ in schedule)
-    low, high = torch.full_like(variance, -top), torch.full_like(variance, top)
+    low = torch.full_like(variance, -top)
+    high = torch.full_like(variance, top)
     if bool((chain_variance(high, begin, schedule) > variance).any()):
-        raise ValueError("the chain's last noise alone has more variance than the data: no curvature below 1/a fits")
+        raise ValueError("the chain's noise has more variance than asked")
     for _ in range(rounds):
         middle = (low + high) / 2
         wide = chain_variance(middle, begin, schedule) > variance
-        low, high = torch.where(wide, middle, low), torch.where(wide, high, middle)
+        low = torch.where(wide, middle, low)
+        high = torch.where(wide, high, middle)
     return (low + high) / 2

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, energy_and_grad, flat_sum
+from ebmlib.core import Energy, energy_and_grad, flat_sum, gaussian_energy
 from ebmlib.samplers import descent, langevin
 
 # (B, *S) -> (grad E, Laplacian of E) of shapes (B, *S) and (B,); differentiable in the weights and in x.
-Field = Callable[[Tensor], tuple[Tensor, Tensor]]
+GradLaplacian = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def _curvature(energy: Energy, x: Tensor, directions: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, list]:
@@ -51,11 +51,6 @@ def hessian(energy: Energy, x: Tensor) -> Tensor:
     return torch.stack([hv.flatten(1) for hv in products], 1)
 
 
-def standard_normal(x: Tensor) -> Tensor:
-    """log N(x; 0, I) in nats, (B, *S) -> (B,): the law p_0 that every flow here starts from."""
-    return -0.5 * flat_sum(x**2) - 0.5 * x[0].numel() * math.log(2 * math.pi)
-
-
 def _solve(velocity: Callable[[Tensor], Tensor], state: Tensor, t_end: float, tol: float) -> Tensor:
     """State at time t_end of d state/dt = velocity(state), by dopri5 with relative and absolute tolerance tol."""
     from torchdiffeq import odeint  # here, because it loads scipy
@@ -68,12 +63,19 @@ def _solve(velocity: Callable[[Tensor], Tensor], state: Tensor, t_end: float, to
 
 
 def transport(
-    energy: Energy, x: Tensor, t_end: float = 0.2, *, tol: float = 1e-5, create_graph: bool = False
+    energy: Energy,
+    x: Tensor,
+    t_end: float = 0.2,
+    *,
+    tol: float = 1e-5,
+    create_graph: bool = False,
 ) -> Tensor:
-    """Follow dx/dt = -grad E(x) for time t_end, in units of x^2 / energy; a negative t_end runs it backward.
+    """Follow dx/dt = -grad E(x) for time t_end (negative: backward).
 
-    With x ~ N(0, I) this is the generator G_theta of Eq. 5. Detached unless `create_graph`, which differentiates
-    through the solver's own steps: exact for what was computed, at a memory that grows with their number.
+    x is (B, *S), t_end in units of x^2 / energy. With x ~ N(0, I) this is the
+    generator G_theta of Eq. 5. Detached unless `create_graph`, which
+    differentiates through the solver's own steps: exact for what was computed,
+    at a memory that grows with their number.
     """
 
     def velocity(y: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ def transport_density(
     t_end: float = 0.2,
     *,
     tol: float = 1e-5,
-    field: Field | None = None,
+    field: GradLaplacian | None = None,
     create_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As `transport`, with the change of the log density along the path, (B,): d log p(x(t)) / dt = +Laplacian of E.
@@ -116,15 +118,17 @@ def log_prob(
     t_end: float = 0.2,
     *,
     tol: float = 1e-5,
-    field: Field | None = None,
+    field: GradLaplacian | None = None,
     create_graph: bool = False,
 ) -> Tensor:
-    """Exact log density in nats of the flow of N(0, I) at x: (B, *S) -> (B,), Eq. 6.
+    """Exact log density in nats of the flow of N(0, I) at x (B, *S): (B,).
 
-    The ODE runs backward from x to its latent x_0. With `create_graph` it can be maximized over the weights.
+    The ODE runs backward from x to its latent x_0 (Eq. 6). With `create_graph`
+    it can be maximized over the weights.
     """
-    x0, change = transport_density(energy, x, -t_end, tol=tol, field=field, create_graph=create_graph)
-    return standard_normal(x0) - change
+    options = {"tol": tol, "field": field, "create_graph": create_graph}
+    x0, change = transport_density(energy, x, -t_end, **options)
+    return -gaussian_energy(x0) - change
 
 
 # -- Forward Euler: K steps x' = x - step grad E(x), the residual flow of Eqs. 7 and 8 with step = eta / 2. --

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, checked, flat_sum
+from ebmlib.core import Energy, checked, flat_sum, gaussian_energy
 
 Decoder = Callable[[Tensor], Any]
-LOG_2PI = math.log(2 * math.pi)
 
 
 def pack(*parts: Tensor) -> Tensor:
@@ -39,16 +38,23 @@ def split(state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return part, z
 
 
-def push(decode: Decoder, eps: Tensor, shape: tuple[int, ...] = (2,)) -> tuple[Tensor, Tensor]:
-    """T(eps) = (x, z): z = eps_z, x = mean(z) + std(z) eps_x. eps (B, D) to x (B, *S), z (B, d). VAEBM, Eq. 8."""
+def push(
+    decode: Decoder,
+    eps: Tensor,
+    shape: tuple[int, ...] = (2,),
+) -> tuple[Tensor, Tensor]:
+    """T(eps) = (x, z): z = eps_z and x = mean(z) + std(z) eps_x.
+
+    eps (B, D) to x (B, *S) and z (B, d). Source: VAEBM, Eq. 8.
+    """
     eps_x, z = split(eps, shape)
     return decode(z).transform(eps_x), z
 
 
 def pull(decode: Decoder, x: Tensor, z: Tensor) -> Tensor:
     """The inverse of `push`: eps (B, D) with T(eps) = (x, z)."""
-    law = decode(z)
-    return pack((x - law.mean) * (-law.log_std).exp(), z)
+    p = decode(z)
+    return pack((x - p.mean) * (-p.log_std).exp(), z)
 
 
 def log_jacobian(decode: Decoder, z: Tensor) -> Tensor:
@@ -56,28 +62,33 @@ def log_jacobian(decode: Decoder, z: Tensor) -> Tensor:
     return flat_sum(decode(z).log_std)
 
 
-def prior_energy(z: Tensor) -> Tensor:
-    """-log N(z; 0, I) in nats, (B, d) -> (B,)."""
-    return flat_sum(0.5 * z**2 + 0.5 * LOG_2PI)
+def in_noise(
+    energy: Energy,
+    decode: Decoder,
+    shape: tuple[int, ...] = (2,),
+) -> Energy:
+    """E(T_x(eps)) - log N(eps; 0, I): the energy of VAEBM's chains (Eq. 9).
 
-
-def in_noise(energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)) -> Energy:
-    """E(T_x(eps)) - log N(eps; 0, I): the target of VAEBM's chains, of eps (B, D) (Eq. 9).
-
-    With E = 0 it is normalized; exp(-E)'s mean under N(0, I) is Z of p(x) = p_VAE(x) exp(-E(x)) / Z.
+    Of eps (B, D). With E = 0 it is normalized; the mean of exp(-E) under
+    N(0, I) is Z of p(x) = p_VAE(x) exp(-E(x)) / Z.
     """
-    return lambda eps: checked(energy, push(decode, eps, shape)[0]) + prior_energy(eps)
+
+    def target(eps: Tensor) -> Tensor:
+        x, _ = push(decode, eps, shape)
+        return checked(energy, x) + gaussian_energy(eps)
+
+    return target
 
 
 def in_data(energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)) -> Energy:
     """E(x) - log p(x | z) - log p(z) of the packed state (x, z) (B, D): the same model in the other space.
 
-    At T(eps) it exceeds `in_noise` by exactly `log_jacobian`: the densities are one law (VAEBM, Appendix B).
+    At T(eps) it exceeds `in_noise` by exactly `log_jacobian`: the densities are the same (VAEBM, Appendix B).
     """
 
     def target(state: Tensor) -> Tensor:
         x, z = split(state, shape)
-        return checked(energy, x) - decode(z).log_prob(x) + prior_energy(z)
+        return checked(energy, x) - decode(z).log_prob(x) + gaussian_energy(z)
 
     return target
 
@@ -89,7 +100,7 @@ def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: torch.Generator
     """
     q = encode(x)
     z = q.transform(torch.randn(q.mean.shape, generator=rng, dtype=x.dtype, device=x.device))
-    return decode(z).log_prob(x) - prior_energy(z) - q.log_prob(z)
+    return decode(z).log_prob(x) - gaussian_energy(z) - q.log_prob(z)
 
 
 @torch.no_grad()

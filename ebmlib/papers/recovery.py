@@ -12,18 +12,16 @@ import torch
 from torch import Tensor
 
 from ebmlib.core import Energy, expand, flat_sum
-from ebmlib.run import parallel
-from ebmlib.samplers import Noise, Pair, langevin, noise_like
+from ebmlib.samplers import NoiseSource, Pair, langevin, noise_like
 
 VARIANTS = ("code", "text")
 WAYS = ("arc", "angle", "line")
 
 
 class Noising(NamedTuple):
-    """The tables of one noising process; every array is a float32 tensor on one device.
+    """The tables of one noising process, float32 tensors on one device: x_t = a_t x_{t-1} + sigma_t eps.
 
-    a, sigma, cum_a, cum_sigma are (T + 1,): x_t = a_t x_{t-1} + sigma_t eps, x_t ~ N(cum_a_t x, cum_sigma_t^2).
-    scale, precision, delta, energy_scale, weight are (T,), one entry a level.
+    a, sigma, cum_a, cum_sigma are (T + 1,), with x_t ~ N(cum_a_t x, cum_sigma_t^2); the others (T,), one entry a level.
     """
 
     a: Tensor
@@ -49,41 +47,44 @@ class Noising(NamedTuple):
         """Draw x_t ~ N(cum_a_t x, cum_sigma_t^2 I); x is (B, *S), t is (B,) in 0..T."""
         return expand(self.cum_a[t], x) * x + expand(self.cum_sigma[t], x) * noise_like(x, rng)
 
-    def pairs(self, x: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw a level t ~ U{0..T-1} for each sample and the pair (y_t, x_{t+1}, t) (Eq. 15, Algorithm 1).
+    def pairs(
+        self,
+        x: Tensor,
+        rng: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw (y_t, x_{t+1}, t) with a level t ~ U{0..T-1} for each sample.
 
-        x is data (B, *S); returns y_t = scale[t] x_t and x_{t+1} = a_{t+1} x_t + sigma_{t+1} eps (B, *S), and t (B,).
+        x is data (B, *S); y_t = scale[t] x_t and x_{t+1} = a_{t+1} x_t +
+        sigma_{t+1} eps are (B, *S), t is (B,). Source: Eq. 15, Algorithm 1.
         """
         t = torch.randint(self.T, (len(x),), generator=rng, device=x.device)
         x_t = self.noise_to(x, t, rng)
-        x_next = expand(self.a[t + 1], x) * x_t + expand(self.sigma[t + 1], x) * noise_like(x, rng)
+        a, sigma = expand(self.a[t + 1], x), expand(self.sigma[t + 1], x)
+        x_next = a * x_t + sigma * noise_like(x, rng)
         return expand(self.scale[t], x) * x_t, x_next, t
 
-    def coupled(self, x: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The law of `pairs`, drawn from its far end: (y_t, x_{t+1}, t, xi), xi (B, *S) the noise that y_t is made of.
+    def coupled(
+        self,
+        x: Tensor,
+        rng: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`pairs` drawn from the far end: (y_t, x_{t+1}, t, xi).
 
-        x_{t+1} is drawn first, then y_t = scale[t] x_t from p(x_t | x_{t+1}, x), a Gaussian (Ho et al., 2020, Eqs. 6
-        and 7). xi ~ N(0, I) does not depend on x_{t+1}: a sample of the model that takes it for its own noise keeps its
-        law, and most of the noise in their difference is gone.
+        x_{t+1} comes first, then x_t from p(x_t | x_{t+1}, x), a Gaussian made
+        of the noise xi (B, *S) (Ho et al., 2020, Eqs. 6 and 7). xi ~ N(0, I)
+        does not depend on x_{t+1}: a sample of the model that takes it for its
+        own noise keeps its distribution, and most of the noise in the
+        difference of the two is gone.
         """
         t = torch.randint(0, self.T, (len(x),), generator=rng, device=x.device)
         xi, x_next = noise_like(x, rng), self.noise_to(x, t + 1, rng)
-        near, step, far = self.cum_sigma[t] ** 2, self.sigma[t + 1] ** 2, self.cum_sigma[t + 1] ** 2
+        near, step = self.cum_sigma[t] ** 2, self.sigma[t + 1] ** 2
+        far = self.cum_sigma[t + 1] ** 2
         of_x, of_next = self.cum_a[t] * step / far, self.a[t + 1] * near / far
-        x_t = expand(of_x, x) * x + expand(of_next, x) * x_next + expand((near * step / far).sqrt(), x) * xi
+        x_t = expand(of_x, x) * x + expand(of_next, x) * x_next
+        x_t = x_t + expand((near * step / far).sqrt(), x) * xi
         y = expand(self.scale[t], x) * x_t
         return y, x_next, t, xi
-
-
-def check_levels(T: int) -> None:
-    """Refuse a number of levels that no schedule is known for (ValueError)."""
-    if isinstance(T, bool) or not isinstance(T, int) or not (1 <= T <= 501 or T == 1000):
-        raise ValueError(f"T = {T!r} levels: allowed are 1, any whole number from 2 to 501, and 1000")
-
-
-def ddpm_betas() -> Tensor:
-    """The 1000 variances of Ho et al. (2020), float64."""
-    return torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 
 
 def cuts(T: int) -> list[int]:
@@ -94,7 +95,7 @@ def cuts(T: int) -> list[int]:
 
 def _sigma2(T: int, variant: str) -> Tensor:
     """Noise variances sigma_0^2..sigma_T^2, float64."""
-    betas = ddpm_betas()
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # of Ho et al. (2020)
     if T == 1000:  # the released stride is 0 here: take sigma_t^2 = beta_t, and clean data at t = 0
         return torch.cat([torch.zeros(1, dtype=torch.float64), betas])
     edges = cuts(T)
@@ -125,7 +126,8 @@ def noising(
     variances, c = 1, E = net, weights 1, the term at every level.
     Raises ValueError for a T without a schedule, an unknown variant or b2 <= 0.
     """
-    check_levels(T)
+    if isinstance(T, bool) or not isinstance(T, int) or not (1 <= T <= 501 or T == 1000):
+        raise ValueError(f"T = {T!r} levels: allowed are 1, any whole number from 2 to 501, and 1000")
     if variant not in VARIANTS:
         raise ValueError(f"variant = {variant!r}: allowed are {', '.join(map(repr, VARIANTS))}")
     if not b2 > 0:
@@ -148,30 +150,42 @@ def noising(
 
 
 def levels(net_at: Callable[[Tensor], Energy], tables: Noising) -> Callable[[Tensor], Energy]:
-    """at_level(t): the energy of y_t, E(y) = net_at(t)(y) / energy_scale[t], at fixed t (B,) (Eq. 32, f = -E).
-
-    Where several processes train (`parallel.sharded`), each computes its rows of it.
-    """
+    """at_level(t): the energy of y_t, E(y) = net_at(t)(y) / energy_scale[t], at fixed t (B,) (Eq. 32, f = -E)."""
 
     def at_level(t: Tensor) -> Energy:
-        raw, scale = net_at(parallel.rows(t)), tables.energy_scale[t]
-        return lambda y: parallel.whole(raw(parallel.rows(y))) / scale
+        raw, scale = net_at(t), tables.energy_scale[t]
+        return lambda y: raw(y) / scale
 
     return at_level
 
 
-def conditional(energy: Energy, x_next: Tensor, precision: Tensor | float) -> Energy:
-    """Energy of y given x_next = y + sigma eps: E(y) + precision / 2 |x_next - y|^2, precision (B,) (Eq. 16)."""
-    return lambda y: energy(y) + 0.5 * precision * flat_sum((x_next - y) ** 2)
+def conditional(
+    energy: Energy,
+    x_next: Tensor,
+    precision: Tensor | float,
+) -> Energy:
+    """E(y) + precision / 2 |x_next - y|^2, the energy of y given x_next.
+
+    For x_next = y + sigma eps; precision (B,) is 1 / sigma^2 (Eq. 16).
+    """
+    pull = lambda y: 0.5 * precision * flat_sum((x_next - y) ** 2)
+    return lambda y: energy(y) + pull(y)
 
 
-def schedule(tables: Noising, t: Tensor, K: int, noise: float = 1.0) -> list[Pair]:
+def schedule(
+    tables: Noising,
+    t: Tensor,
+    K: int,
+    noise: float = 1.0,
+) -> list[Pair]:
     """The K pairs (delta^2 / 2, noise * delta) of Eq. 17 for levels t (B,).
 
-    K = 0 is the normal approximation of Eq. 12: one pair (sigma_{t+1}^2, noise * sigma_{t+1}), started at x_{t+1}.
+    K = 0 is the normal approximation of Eq. 12: one pair
+    (sigma_{t+1}^2, noise * sigma_{t+1}), started at x_{t+1}.
     """
     if K == 0:
-        return [(tables.sigma[t + 1] ** 2, noise * tables.sigma[t + 1])]
+        sigma = tables.sigma[t + 1]
+        return [(sigma**2, noise * sigma)]
     delta = tables.delta[t]
     return [(delta**2 / 2, noise * delta)] * K
 
@@ -183,15 +197,16 @@ def progressive(
     K: int,
     *,
     noise: float = 0.99,
-    rng: Noise = None,
+    rng: NoiseSource = None,
     move: Callable[[int, Energy, Tensor], Tensor] | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Algorithm 2: from x_T ~ N(0, I) of shape (B, *S) down the levels to x_0, K Langevin steps a level.
+    """Algorithm 2: from x_T ~ N(0, I) (B, *S) down the levels to x_0.
 
-    `noise` scales the Langevin noise (.99 in the release at test time, 1 in the text). `rng` may be a function that
-    gives the noise of every step, as in `langevin`. `move(t, target, y)`, if given, goes on from there with the
-    conditional energy of level t, by HMC say (section 4.2). `callback(t, x_t)` sees all.
+    K Langevin steps at each level; `noise` scales theirs (.99 in the release
+    at test time, 1 in the text) and `rng` is `langevin`'s. `move(t, target,
+    y)` goes on from there with the conditional energy of level t, by HMC say
+    (section 4.2). `callback(t, x_t)` sees every level.
     """
     for level in reversed(range(tables.T)):
         t = torch.full((len(x),), level, dtype=torch.long, device=x.device)
@@ -215,18 +230,13 @@ def by_level(values: Tensor, t: Tensor, T: int) -> Tensor:
 
 
 def between(eps0: Tensor, eps1: Tensor, s: Tensor, way: str = "arc") -> Tensor:
-    """Points at s (n,) in [0, 1] of the way from eps0 to eps1, each (B, *S): (n, B, *S), exact at s = 0 and 1.
+    """Points (n, B, *S) at s (n,) in [0, 1] of the way from eps0 to eps1 (B, *S), exact at both ends.
 
     sin((1 - s) w) / sin(w) eps0 + sin(s w) / sin(w) eps1 (Shoemake 1985). The paper says "sphere", not which w:
-
-    - "arc", w = pi / 2: cos(pi s / 2) eps0 + sin(pi s / 2) eps1. For independent normal noise the result is exactly
-      normal, in any dimension. It does not look at the inputs: equal ones grow by sqrt(2), opposite ones vanish.
-    - "angle", w measured sample by sample: the great circle for inputs of one length, equal to the arc but for
-      O(1 / sqrt(d)) of chance; not normal in few dimensions. Parallel inputs give the line. Opposite ones, where no way
-      is the shortest, and zeros, which have no direction, give NaN.
-    - "line": (1 - s) eps0 + s eps1, with variance (1 - s)^2 + s^2 for independent noise, 1/2 in the middle.
-
-    Raises ValueError for unequal shapes, an unknown way, and s that is not (n,) within [0, 1].
+    "arc", w = pi / 2, is exactly normal for independent normal noise, whatever the dimension. "angle" measures w for
+    each sample: the great circle for inputs of one length, normal in many dimensions only; NaN for opposite inputs and
+    zeros, which have no way. "line" is (1 - s) eps0 + s eps1, of variance 1/2 in the middle.
+    ValueError for unequal shapes, an unknown way, and s that is not (n,) within [0, 1].
     """
     if eps0.shape != eps1.shape:
         raise ValueError(f"the ends differ in shape: {tuple(eps0.shape)} and {tuple(eps1.shape)}")
@@ -266,21 +276,27 @@ def _share(s: Tensor, angle: Tensor) -> Tensor:
     return torch.where(angle == 0, s, torch.sin(s * angle) / torch.sin(angle))
 
 
-def shared(rng0: torch.Generator, rng1: torch.Generator, s: Tensor, way: str = "arc") -> Callable[[Tensor], Tensor]:
-    """Noise for chains at s (n,) of the way between two runs: a function for `langevin`'s rng.
+def shared(
+    rng0: torch.Generator,
+    rng1: torch.Generator,
+    s: Tensor,
+    way: str = "arc",
+) -> Callable[[Tensor], Tensor]:
+    """Noise for chains at s (n,) of the way between two runs.
 
-    It takes a state (n * B, *S), all samples at s[0] first, and draws what two ordinary runs of B chains would draw
-    from their generators. Raises ValueError as `between` does, and for one generator given twice.
+    A function for `langevin`'s rng: it takes a state (n * B, *S), all samples
+    at s[0] first, and draws what two ordinary runs of B chains would draw from
+    their generators. ValueError as in `between`, and for one generator twice.
     """
     _check(s, way)
     if rng0 is rng1:
-        raise ValueError("the two ends need a generator each; one alone would give them every other draw")
-
+        raise ValueError("the two ends need a generator each, got one")
     s = s.to(rng0.device)
 
     def noise(x: Tensor) -> Tensor:
         end = x[: len(x) // len(s)]
-        return _mix(noise_like(end, rng0), noise_like(end, rng1), s.to(x.dtype), way).flatten(0, 1)
+        ends = noise_like(end, rng0), noise_like(end, rng1)
+        return _mix(*ends, s.to(x.dtype), way).flatten(0, 1)
 
     return noise
 
@@ -298,16 +314,19 @@ def interpolate(
     fresh: torch.Generator | None = None,
     noise: float = 0.99,
 ) -> Tensor:
-    """Samples (n, *shape) at s (n,) of the way between two runs of progressive sampling; shape is (B, *S).
+    """Samples (n, B, *S) at s (n,) of the way between two runs (Figure 5).
 
-    The noise that a chain starts from and the noise of each Langevin step at each level are interpolated (`between`),
-    so that s = 0 is the run with rng0 alone and s = 1 that with rng1, each drawing x_T first. With `fresh` only the
-    start is interpolated and every chain draws its own Langevin noise from there. The other arguments are
-    `progressive`'s. Source: section 4.1, Figure 5.
+    The runs are progressive sampling with rng0 and with rng1, each drawing x_T
+    of `shape` (B, *S) first; s = 0 and 1 give them. The noise that a chain
+    starts from and that of each step at each level is interpolated
+    (`between`). With `fresh` only the start is, and every chain draws its own
+    noise from there. Source: section 4.1.
     """
     given = shared(rng0, rng1, s, way)
-    x = given(torch.empty(len(s) * shape[0], *shape[1:], device=rng0.device))
-    x = progressive(at_level, tables, x, K, noise=noise, rng=fresh or given)
+    size = len(s) * shape[0], *shape[1:]
+    x = given(torch.empty(size, device=rng0.device))
+    source = fresh or given
+    x = progressive(at_level, tables, x, K, noise=noise, rng=source)
     return x.unflatten(0, (len(s), -1))
 
 
