@@ -17,19 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.imagefiles import (
-    CELEBA_TABLES,
-    FASHION_SHA256,
-    TORCHVISION,
-    cached,
-    file_hash,
-    need,
-    one_line,
-    read_set,
-    stack,
-    torchvision_class,
-    verify,
-)
+from ebmlib import imagefiles
 
 CHECKOUT = Path(__file__).resolve().parents[1] / "data"
 BUNDLED = CHECKOUT / "fashion-mnist"  # what a notebook on the bundled set depends on
@@ -107,9 +95,8 @@ def images(
         x, source = images("fashion_mnist", stand_in, size=size, download=download, timeout=timeout)
         note = f"{SETS[kind].title} {missing.reason}: this run uses the bundled Fashion-MNIST instead."
         return x, source._replace(fallback=True, note=note)
-    raw = read_set(kind, place, split)
-    size = size or SETS[kind].size
-    x = cached(raw, cache_folder() / "processed", kind, size) if raw.stamp else stack(raw, size)
+    raw = imagefiles.read_set(kind, place, split)
+    x = imagefiles.processed(raw, size or SETS[kind].size, cache_folder() / "processed", kind)
     return x, Source(name or kind, split)
 
 
@@ -119,7 +106,7 @@ def labels(name: str, split: str = "train", *, root: str | Path | None = None) -
     ValueError for a set without labels (LSUN, CelebA-HQ, folders), FileNotFoundError if it is missing.
     """
     kind, path = _parse(name, split)
-    raw = read_set(kind, _locate(kind, path, split, root, False, 0.0), split)
+    raw = imagefiles.read_set(kind, _locate(kind, path, split, root, False, 0.0), split)
     if raw.labels is None:
         raise ValueError(f"{name} has no labels")
     return raw.labels
@@ -130,7 +117,7 @@ def find(name: str, split: str = "train", root: str | Path | None = None) -> Pat
     kind, path = _parse(name, split)
     if path:
         return Path(path).expanduser() if Path(path).expanduser().exists() else None
-    for folder in roots() if root is None else [Path(root).expanduser()]:
+    for folder in roots(root):
         for place in SETS[kind].places:
             found = folder / place.format(split=split)
             if found.exists() and all((found / part).exists() for part in _parts(kind, found)):
@@ -185,14 +172,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmlib"
 
 
-def roots() -> list[Path]:
-    """The folders that are searched, in this order: EBM_DATA, the checkout's data/ and the user's cache."""
-    own = os.environ.get("EBM_DATA")
-    return [*([Path(own).expanduser()] if own else []), CHECKOUT, cache_folder()]
+def roots(root: str | Path | None = None) -> list[Path]:
+    """The folders that are searched: `root`, or EBM_DATA, the checkout's data/ and the user's cache, in this order."""
+    own = root or os.environ.get("EBM_DATA")
+    return [*([Path(own).expanduser()] if own else []), *([] if root else [CHECKOUT, cache_folder()])]
 
 
 class Missing(FileNotFoundError):
-    """A set that is neither here nor to be had; `reason` is the part that the banner repeats."""
+    """A set that is not here and cannot be downloaded; `reason` is the part that the banner repeats."""
 
     def __init__(self, message: str, reason: str):
         super().__init__(message)
@@ -214,12 +201,10 @@ def _parse(name: str, split: str) -> tuple[str, str]:
 
 def _parts(kind: str, place: Path) -> list[str]:
     """Files without which a folder is not the set."""
-    if kind in ("fashion_mnist", "mnist"):
-        return list(FASHION_SHA256)  # both sets use the same four names
     if kind == "celeba":
-        folder = (place / "img_align_celeba").is_dir()
-        return [*CELEBA_TABLES, "img_align_celeba" if folder else "img_align_celeba.zip"]
-    return []
+        pictures = "img_align_celeba"
+        return [*imagefiles.CELEBA_TABLES, pictures if (place / pictures).is_dir() else f"{pictures}.zip"]
+    return list(imagefiles.FASHION_SHA256) if kind in ("fashion_mnist", "mnist") else []  # they share the four names
 
 
 def _locate(kind: str, path: str, split: str, root: str | Path | None, download: bool, timeout: float) -> Path:
@@ -229,7 +214,7 @@ def _locate(kind: str, path: str, split: str, root: str | Path | None, download:
     if path:
         raise FileNotFoundError(f"{kind}:{path} names a file or folder that does not exist")
     spec, reason = SETS[kind], "is not on this machine"
-    if download and kind in TORCHVISION:
+    if download and kind in imagefiles.TORCHVISION:
         # Never into the checkout: a download must not look like a file of the repository.
         folder = Path(root or os.environ.get("EBM_DATA") or cache_folder()).expanduser()
         try:
@@ -237,9 +222,9 @@ def _locate(kind: str, path: str, split: str, root: str | Path | None, download:
                 fetch(addresses, folder / file, md5, timeout)
             return find(kind, split, root)
         except OSError as error:
-            reason += f" and could not be downloaded ({one_line(error)})"
+            reason += f" and could not be downloaded ({imagefiles.one_line(error)})"
     put = " or ".join(p.format(split=split) for p in spec.places)
-    looked = ", ".join(map(str, roots() if root is None else [root]))
+    looked = ", ".join(map(str, roots(root)))
     message = f"{spec.title} (split {split}) {reason}: get it from {spec.origin} and put {put} into one of {looked}"
     raise Missing(message + ", or into a folder that EBM_DATA names", reason)
 
@@ -249,7 +234,7 @@ def _locate(kind: str, path: str, split: str, root: str | Path | None, download:
 
 def _remote_files(kind: str, split: str) -> list[tuple[str, str, list[str]]]:
     """(path under the data folder, MD5, addresses) of each file; for CelebA, Google Drive ids are the addresses."""
-    cls, place = torchvision_class(kind), SETS[kind].places[0]
+    cls, place = imagefiles.torchvision_class(kind), SETS[kind].places[0]
     if kind in ("fashion_mnist", "mnist"):
         return [(f"{place}/{file}", md5, [mirror + file for mirror in cls.mirrors]) for file, md5 in cls.resources]
     if kind == "svhn":
@@ -267,13 +252,13 @@ def fetch(addresses: Sequence[str], file: Path, expected: str, timeout: float = 
     another file has its name.
     """
     if file.exists():
-        return verify(file, expected)
+        return imagefiles.verify(file, expected)
     print(f"Downloading {file.name} to {file.parent} (gives up after {timeout:g} s without data)", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=file.parent, ignore_cleanup_errors=True) as scratch:
         part = Path(scratch) / file.name
         _watched(lambda: _get(addresses, part), part.parent, timeout)
-        if not part.exists() or file_hash(part, expected) != expected:
+        if not part.exists() or imagefiles.file_hash(part, expected) != expected:
             raise OSError(f"{file.name} arrived damaged: its hash is not {expected}")
         os.replace(part, file)
 
@@ -283,11 +268,11 @@ def _get(addresses: Sequence[str], path: Path) -> None:
         try:
             if "://" in address:
                 return torch.hub.download_url_to_file(address, str(path), progress=False)
-            gdown = need("gdown", "the download")
+            gdown = imagefiles.need("gdown", "the download")
             return gdown.download(id=address, output=str(path), quiet=True, use_cookies=False)
         except Exception as error:  # gdown has exceptions of its own
             if address == addresses[-1]:
-                raise OSError(one_line(error)) from error
+                raise OSError(imagefiles.one_line(error)) from error
 
 
 def _watched(work: Callable[[], None], folder: Path, timeout: float) -> None:

@@ -294,13 +294,13 @@ def resized(x: Tensor, size: int | None) -> Tensor:
     return torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
 
 
-def stack(raw: Raw, size: int | None) -> Tensor:
-    """All images of a set in memory."""
-    return torch.cat([resized(chunk, size) for chunk in raw.chunks()])
+def processed(raw: Raw, size: int | None, folder: Path, kind: str) -> Tensor:
+    """All images of a set at `size` pixels (None: as they are), uint8 (N, C, H, W).
 
-
-def cached(raw: Raw, folder: Path, kind: str, size: int | None) -> Tensor:
-    """Process a set once into a .npy file and map it into memory; copy on write, so the file never changes."""
+    A large set is processed once into a .npy file in `folder` and mapped into memory, copy on write: the file stays.
+    """
+    if not raw.stamp:
+        return torch.cat([resized(chunk, size) for chunk in raw.chunks()])
     key = hashlib.sha256(repr((1, kind, size, raw.stamp)).encode()).hexdigest()[:20]  # 1: version of the processing
     file = folder / f"{kind}-{size or 'as-is'}-{key}.npy"
     if not file.exists():

@@ -55,6 +55,10 @@ SCORE = ("test_metrics.py::test_the_score_is_the_mean_over_equal_splits",)
 NEVER_COME = ("test_metrics.py::test_classes_that_never_come_do_not_count",)
 RECORDED = ("test_engine.py::test_a_recorded_chain_is_the_plain_one",)
 REFERENCE = ("test_metrics.py::test_a_reference_to_anything_else_never_hits",)
+PLANAR = tuple(
+    f"test_metrics_planar.py::test_{name}"
+    for name in ("divergence_and_log_z_of_gaussians", "divergences_follow_the_temperature")
+)
 DAMAGED = ("test_metrics.py::test_a_damaged_or_foreign_reference_is_computed_anew",)
 SETTINGS, TRAINING = ("test_settings.py",), ("test_training.py::test_ema_against_the_closed_form",)
 
@@ -839,6 +843,14 @@ MUTANTS = [
         '"n": images[:1].cpu()',
         REFERENCE,
     ),
+    Slip(
+        "cold for hot",
+        "metrics/planar.py",
+        "-model.values.flatten() / temperature",
+        "-model.values.flatten() * temperature",
+        PLANAR,
+    ),
+    Slip("log Z without the cells' area", "metrics/planar.py", " + 2 * math.log(2 * box / n)", "", PLANAR),
     Slip("a reference forgets the weights", "metrics/images.py", "in net.state_dict().items()", "in ()", REFERENCE),
     Slip("a reference forgets the batch", "metrics/images.py", "[net.name, batch, ", "[net.name, ", REFERENCE),
     Slip("a reference trusts a file's name", "metrics/images.py", 'meta.get("key") != key or not', "not", DAMAGED),

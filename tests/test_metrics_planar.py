@@ -153,13 +153,10 @@ def test_mmd_is_unbiased_and_its_error_honest(shift):
     assert 0.85 < np.sqrt((found[:, 1] ** 2).mean()) / spread < 1.18  # 400 runs know the spread to 3.5 %, tails aside
 
 
-@pytest.mark.parametrize("bandwidth", [0, -1.0, math.inf, math.nan])
-def test_mmd_refuses_a_bandwidth_that_is_none(bandwidth):
-    with pytest.raises(ValueError, match="bandwidth must be positive and finite"):
-        planar.mmd(normal(5, 2), normal(5, 2), bandwidth)
-
-
-def test_mmd_refuses_samples_that_do_not_fit():
+def test_mmd_refuses_what_has_no_meaning():
+    for width in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="bandwidth must be positive and finite"):
+            planar.mmd(normal(5, 2), normal(5, 2), width)
     for x, y in ((normal(5, 2), normal(5, 3)), (normal(3, 2), normal(5, 2)), (normal(5), normal(5))):
         with pytest.raises(ValueError, match="mmd needs samples"):
             planar.mmd(x, y, 1.0)
@@ -179,13 +176,9 @@ def test_mode_coverage_by_hand():
     assert planar.mode_coverage(x, modes, 1.0, radius=3.2, share=0.25) == (2, 6 / 8)
 
 
-def test_the_exact_mixture_covers_its_modes():
-    grid, n = densities.gaussian_grid(), 20_000
-    found = planar.mode_coverage(grid.sample(n, generator(1)), grid.modes, grid.mode_std)
-    near = 1 - math.exp(-4.5)
-    assert found.modes == 25
-    assert abs(found.quality - near) < 4 * math.sqrt(near * (1 - near) / n)
-    lost = grid.sample(n, generator(2))
+def test_lost_modes_are_missed():
+    grid = densities.gaussian_grid()
+    lost = grid.sample(20_000, generator(2))
     lost = lost[lost[:, 0] < 1]  # the three left columns
     assert planar.mode_coverage(lost, grid.modes, grid.mode_std).modes == 15
 
