@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ebmlib import partition
 from ebmlib.core import Energy, evaluating
-from ebmlib.metrics import images as metrics
+from ebmlib.metrics import planar as metrics
 from ebmlib.nets.mlp import MLP, TimeMLP
 from ebmlib.objectives import contrastive
 from ebmlib.page import results

@@ -1,25 +1,23 @@
 """Image sets by name as uint8 tensors (N, C, H, W): bundled, downloaded, or a folder of your own.
 
-Looked for in the folder EBM_DATA, the checkout's data/, then the user's cache. torchvision holds the addresses and MD5
-sums of its sets; `imagefiles` reads what was found. data/README.md says where a set comes from and where to put it.
+Looked for in the folder EBM_DATA, the checkout's data/, then the user's cache; `imagefiles` reads what was found.
+torchvision holds the addresses and hashes of its sets. data/README.md says where a set comes from and where to put it.
 """
 
 import difflib
 import os
-import shutil
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ebmlib.imagefiles import FASHION_SHA256, Raw, cached, file_hash, need, one_line, stack, torchvision_set, verify
-from ebmlib.imagefiles import read as read_files
+from ebmlib import imagefiles
 
 CHECKOUT = Path(__file__).resolve().parents[1] / "data"
 BUNDLED = CHECKOUT / "fashion-mnist"  # what a notebook on the bundled set depends on
@@ -41,7 +39,6 @@ class Set(NamedTuple):
     splits: tuple[str, ...]  # empty: whatever subfolders there are
     places: tuple[str, ...]  # any one of these under a data folder is the set
     origin: str
-    torchvision: str = ""  # the class with its parser, addresses and hashes
     size: int | None = None  # pixels when the caller names none
 
 
@@ -50,14 +47,14 @@ _CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _LSUN = "https://www.yf.io/p/lsun"
 SETS = {
     "fashion_mnist": Set("Fashion-MNIST", _BOTH, ("fashion-mnist",),
-                         "https://github.com/zalandoresearch/fashion-mnist", "FashionMNIST"),
-    "mnist": Set("MNIST", _BOTH, ("MNIST/raw",), "https://ossci-datasets.s3.amazonaws.com/mnist/", "MNIST"),
-    "cifar10": Set("CIFAR-10", _BOTH, ("cifar-10-python.tar.gz", "cifar-10-batches-py"), _CIFAR, "CIFAR10"),
-    "cifar100": Set("CIFAR-100", _BOTH, ("cifar-100-python.tar.gz", "cifar-100-python"), _CIFAR, "CIFAR100"),
+                         "https://github.com/zalandoresearch/fashion-mnist"),
+    "mnist": Set("MNIST", _BOTH, ("MNIST/raw",), "https://ossci-datasets.s3.amazonaws.com/mnist/"),
+    "cifar10": Set("CIFAR-10", _BOTH, ("cifar-10-python.tar.gz", "cifar-10-batches-py"), _CIFAR),
+    "cifar100": Set("CIFAR-100", _BOTH, ("cifar-100-python.tar.gz", "cifar-100-python"), _CIFAR),
     "svhn": Set("SVHN", (*_BOTH, "extra"), ("{split}_32x32.mat",),
-                "http://ufldl.stanford.edu/housenumbers/", "SVHN"),
+                "http://ufldl.stanford.edu/housenumbers/"),
     "celeba": Set("CelebA", ("train", "valid", "test", "all"), ("celeba",),
-                  "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html", "CelebA", 64),
+                  "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html", size=64),
     "lsun_church": Set("LSUN church", ("train", "val"), ("church_outdoor_{split}_lmdb",), _LSUN, size=64),
     "lsun_bedroom": Set("LSUN bedroom", ("train", "val"), ("bedroom_{split}_lmdb",), _LSUN, size=64),
     "celeba_hq": Set("CelebA-HQ", (), ("celeba_hq", "celeba_hq.zip", "celeba_hq.tar"),
@@ -79,19 +76,18 @@ def images(
     root: str | Path | None = None,
     download: bool = True,
     timeout: float = 60.0,
-    hashes: Mapping[str, str] | None = None,
 ) -> tuple[Tensor, Source]:
     """The set as uint8 (N, C, H, W) and its true name; None means CIFAR-10. `name` is one of NAMES or "folder:PATH".
 
     Photographs are cropped to the central square, then resized with antialiasing to `size` pixels; 28 to 32 pads zeros.
     FileNotFoundError if the set is missing and cannot be downloaded, unless `fallback` puts Fashion-MNIST in its place.
-    `root` replaces the search; `hashes` (file name to MD5, SHA-256 for Fashion-MNIST) replaces entries of the table.
+    `root` replaces the search; a download ends after `timeout` seconds without data.
     """
     kind, path = _parse("cifar10" if name is None else name, split)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ValueError(f"size is {size!r}; it must be None or a whole number of pixels, at least 1")
     try:
-        place = _locate(kind, path, split, root, download, timeout, hashes)
+        place = _locate(kind, path, split, root, download, timeout)
     except Missing as missing:
         if not fallback or kind == "fashion_mnist":
             raise
@@ -99,32 +95,29 @@ def images(
         x, source = images("fashion_mnist", stand_in, size=size, download=download, timeout=timeout)
         note = f"{SETS[kind].title} {missing.reason}: this run uses the bundled Fashion-MNIST instead."
         return x, source._replace(fallback=True, note=note)
-    raw = _read(kind, place, split, hashes)
-    size = size or SETS[kind].size
-    x = cached(raw, cache_folder() / "processed", kind, size) if raw.stamp else stack(raw, size)
+    raw = imagefiles.read_set(kind, place, split)
+    x = imagefiles.processed(raw, size or SETS[kind].size, cache_folder() / "processed", kind)
     return x, Source(name or kind, split)
 
 
-def labels(
-    name: str, split: str = "train", *, root: str | Path | None = None, hashes: Mapping[str, str] | None = None
-) -> Tensor:
+def labels(name: str, split: str = "train", *, root: str | Path | None = None) -> Tensor:
     """Integer labels (N,), for CelebA the 40 attributes (N, 40) in {0, 1}, of a set that is already there.
 
     ValueError for a set without labels (LSUN, CelebA-HQ, folders), FileNotFoundError if it is missing.
     """
     kind, path = _parse(name, split)
-    raw = _read(kind, _locate(kind, path, split, root, False, 0.0, hashes), split, hashes)
+    raw = imagefiles.read_set(kind, _locate(kind, path, split, root, False, 0.0), split)
     if raw.labels is None:
         raise ValueError(f"{name} has no labels")
     return raw.labels
 
 
 def find(name: str, split: str = "train", root: str | Path | None = None) -> Path | None:
-    """Where the set stands: the first of EBM_DATA, the checkout's data/ and the user's cache with it, else None."""
+    """Path of the set: in the first of EBM_DATA, the checkout's data/ and the user's cache that has it, else None."""
     kind, path = _parse(name, split)
     if path:
         return Path(path).expanduser() if Path(path).expanduser().exists() else None
-    for folder in _roots(root):
+    for folder in roots(root):
         for place in SETS[kind].places:
             found = folder / place.format(split=split)
             if found.exists() and all((found / part).exists() for part in _parts(kind, found)):
@@ -139,9 +132,28 @@ def held_out(name: str) -> str:
     return next((split for split in ("test", "val") if split in there), "train")
 
 
+# ------------------------------------------------------------------------------------------------------ conversions
+
+
 def to_float(x: Tensor) -> Tensor:
-    """uint8 {0..255} to float32 in [-1, 1]: x / 127.5 - 1 (DRL, released code)."""
-    return x.float() / 127.5 - 1
+    """Images as float32 in [-1, 1]: uint8 as x / 127.5 - 1 (DRL, released code), floats as they are."""
+    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Images (N, C, H, W), float in [-1, 1] or uint8, as uint8: clamped and rounded, as a stored image is.
+
+    A metric thus sees data and samples at the same precision. NaN, other types and other shapes are a ValueError.
+    """
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"images must have shape (N, 1, H, W) or (N, 3, H, W), got {tuple(x.shape)}.")
+    if x.dtype == torch.uint8:
+        return x
+    if not x.is_floating_point():
+        raise ValueError(f"images must be uint8 or float in [-1, 1], got {x.dtype}.")
+    if x.isnan().any():
+        raise ValueError(f"{int(x.isnan().flatten(1).any(1).sum())} of {len(x)} images contain NaN.")
+    return ((x.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def dequantized(x: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -152,32 +164,26 @@ def dequantized(x: Tensor, rng: torch.Generator | None = None) -> Tensor:
     return (x.float() + torch.rand(x.shape, generator=rng, device=x.device)) / 128 - 1
 
 
+# ---------------------------------------------------------------------------------------------------------- finding
+
+
 def cache_folder() -> Path:
     """The user's cache: $XDG_CACHE_HOME/ebmlib, else ~/.cache/ebmlib."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmlib"
 
 
-# ---------------------------------------------------------------------------------------------------------- finding
+def roots(root: str | Path | None = None) -> list[Path]:
+    """The folders that are searched: `root`, or EBM_DATA, the checkout's data/ and the user's cache, in this order."""
+    own = root or os.environ.get("EBM_DATA")
+    return [*([Path(own).expanduser()] if own else []), *([] if root else [CHECKOUT, cache_folder()])]
 
 
 class Missing(FileNotFoundError):
-    """A set that is neither here nor to be had; `reason` is the part that the banner repeats."""
+    """A set that is not here and cannot be downloaded; `reason` is the part that the banner repeats."""
 
     def __init__(self, message: str, reason: str):
         super().__init__(message)
         self.reason = reason
-
-
-def _roots(root: str | Path | None) -> list[Path]:
-    if root is not None:
-        return [Path(root).expanduser()]
-    own = os.environ.get("EBM_DATA")
-    return [*([Path(own).expanduser()] if own else []), CHECKOUT, cache_folder()]
-
-
-def _download_root(root: str | Path | None) -> Path:
-    # The first or the last of the search, never the checkout: a download must not look like a file of the repository.
-    return Path(root or os.environ.get("EBM_DATA") or cache_folder()).expanduser()
 
 
 def _parse(name: str, split: str) -> tuple[str, str]:
@@ -195,47 +201,42 @@ def _parse(name: str, split: str) -> tuple[str, str]:
 
 def _parts(kind: str, place: Path) -> list[str]:
     """Files without which a folder is not the set."""
-    if kind in ("fashion_mnist", "mnist"):
-        return list(FASHION_SHA256)  # both sets use the same four names
     if kind == "celeba":
-        tables = [file for _, _, file in torchvision_set("CelebA").file_list if file.endswith(".txt")]
-        return [*tables, "img_align_celeba" if (place / "img_align_celeba").is_dir() else "img_align_celeba.zip"]
-    return []
+        pictures = "img_align_celeba"
+        return [*imagefiles.CELEBA_TABLES, pictures if (place / pictures).is_dir() else f"{pictures}.zip"]
+    return list(imagefiles.FASHION_SHA256) if kind in ("fashion_mnist", "mnist") else []  # they share the four names
 
 
-def _locate(kind, path, split, root, download, timeout, hashes) -> Path:
+def _locate(kind: str, path: str, split: str, root: str | Path | None, download: bool, timeout: float) -> Path:
     place = find(f"{kind}:{path}" if path else kind, split, root)
     if place is not None:
         return place
     if path:
         raise FileNotFoundError(f"{kind}:{path} names a file or folder that does not exist")
     spec, reason = SETS[kind], "is not on this machine"
-    if download and spec.torchvision:
+    if download and kind in imagefiles.TORCHVISION:
+        # Never into the checkout: a download must not look like a file of the repository.
+        folder = Path(root or os.environ.get("EBM_DATA") or cache_folder()).expanduser()
         try:
-            _download(kind, split, _download_root(root), timeout, hashes or {})
+            for file, md5, addresses in _remote_files(kind, split):
+                fetch(addresses, folder / file, md5, timeout)
             return find(kind, split, root)
         except OSError as error:
-            reason += f" and could not be downloaded ({one_line(error)})"
+            reason += f" and could not be downloaded ({imagefiles.one_line(error)})"
     put = " or ".join(p.format(split=split) for p in spec.places)
-    looked = ", ".join(str(folder) for folder in _roots(root))
+    looked = ", ".join(map(str, roots(root)))
     message = f"{spec.title} (split {split}) {reason}: get it from {spec.origin} and put {put} into one of {looked}"
     raise Missing(message + ", or into a folder that EBM_DATA names", reason)
-
-
-def _read(kind: str, place: Path, split: str, hashes: Mapping[str, str] | None) -> Raw:
-    return read_files(kind, place, split, torchvision=SETS[kind].torchvision, hashes=hashes or {})
 
 
 # ------------------------------------------------------------------------------------------------------ downloading
 
 
-def _remote_files(kind: str, split: str, hashes: Mapping[str, str]) -> list[tuple[str, str, list[str]]]:
-    """(path under the data folder, hash, addresses) of a set's files; for CelebA the address is a Google Drive id."""
-    cls = torchvision_set(SETS[kind].torchvision, hashes)
-    place = SETS[kind].places[0]
+def _remote_files(kind: str, split: str) -> list[tuple[str, str, list[str]]]:
+    """(path under the data folder, MD5, addresses) of each file; for CelebA, Google Drive ids are the addresses."""
+    cls, place = imagefiles.torchvision_class(kind), SETS[kind].places[0]
     if kind in ("fashion_mnist", "mnist"):
-        known = {**FASHION_SHA256, **hashes} if kind == "fashion_mnist" else dict(cls.resources)
-        return [(f"{place}/{file}", known[file], [m + file for m in cls.mirrors]) for file, _ in cls.resources]
+        return [(f"{place}/{file}", md5, [mirror + file for mirror in cls.mirrors]) for file, md5 in cls.resources]
     if kind == "svhn":
         address, file, md5 = cls.split_list[split]
         return [(file, md5, [address])]
@@ -244,71 +245,48 @@ def _remote_files(kind: str, split: str, hashes: Mapping[str, str]) -> list[tupl
     return [(cls.filename, cls.tgz_md5, [cls.url])]
 
 
-def _download(kind: str, split: str, root: Path, timeout: float, hashes: Mapping[str, str]) -> None:
-    """Fetch what is missing; a file gets its name only after its hash was checked. OSError if it cannot be had."""
-    print(f"Downloading {SETS[kind].title} to {root} (gives up after {timeout:g} s without data)", flush=True)
-    root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
-    try:
-        for file, expected, addresses in _remote_files(kind, split, hashes):
-            _obtain(root / file, expected, addresses, scratch, timeout)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def fetch(addresses: Sequence[str], file: Path, expected: str, timeout: float = 60.0) -> None:
+    """Download a file from the first address that has it, unless it is there; it gets its name once its hash is right.
 
-
-def fetch(address: str, file: Path, expected: str, timeout: float = 60.0) -> None:
-    """Download one file, unless it is there, into a folder that is made if need be; it appears only with its hash.
-
-    expected: its SHA-256 or MD5. OSError if it cannot be had, RuntimeError if what stands there is another file.
+    expected: its SHA-256 or MD5. OSError if it cannot be had or if no data come for `timeout` seconds; RuntimeError if
+    another file has its name.
     """
     if file.exists():
-        return verify(file, expected)
+        return imagefiles.verify(file, expected)
     print(f"Downloading {file.name} to {file.parent} (gives up after {timeout:g} s without data)", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=file.parent))
-    try:
-        _obtain(file, expected, [address], scratch, timeout)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=file.parent, ignore_cleanup_errors=True) as scratch:
+        part = Path(scratch) / file.name
+        _watched(lambda: _get(addresses, part), part.parent, timeout)
+        if not part.exists() or imagefiles.file_hash(part, expected) != expected:
+            raise OSError(f"{file.name} arrived damaged: its hash is not {expected}")
+        os.replace(part, file)
 
 
-def _obtain(file: Path, expected: str, addresses: list[str], scratch: Path, timeout: float) -> None:
-    if file.exists():
-        verify(file, expected)
-        return
-    part = scratch / file.name
-    _watched(lambda: _fetch(addresses, part, timeout), scratch, timeout)
-    if not part.exists() or file_hash(part, expected) != expected:
-        raise OSError(f"{part.name} arrived damaged: its hash is not {expected}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(part, file)
-
-
-def _fetch(addresses: list[str], path: Path, timeout: float) -> None:
+def _get(addresses: Sequence[str], path: Path) -> None:
     for address in addresses:
         try:
-            if "://" not in address:
-                need("gdown", "the download").download(id=address, output=str(path), quiet=True, use_cookies=False)
-                return
-            request = urllib.request.Request(address, headers={"User-Agent": "ebmlib"})
-            with urllib.request.urlopen(request, timeout=timeout) as response, open(path, "wb", buffering=0) as file:
-                while chunk := response.read1(1 << 16):
-                    file.write(chunk)
-            return
+            if "://" in address:
+                return torch.hub.download_url_to_file(address, str(path), progress=False)
+            gdown = imagefiles.need("gdown", "the download")
+            return gdown.download(id=address, output=str(path), quiet=True, use_cookies=False)
         except Exception as error:  # gdown has exceptions of its own
             if address == addresses[-1]:
-                raise OSError(one_line(error)) from error
+                raise OSError(imagefiles.one_line(error)) from error
 
 
 def _watched(work: Callable[[], None], folder: Path, timeout: float) -> None:
-    # Socket timeouts miss name look-ups, hosts with many dead addresses and gdown: what counts is bytes on the disk.
-    outcome: list[BaseException] = []
+    """Run `work`; TimeoutError if the files in `folder` do not grow for `timeout` seconds.
 
-    def run():
+    Socket timeouts miss name look-ups, hosts with many dead addresses and gdown.
+    """
+    outcome: Future[None] = Future()
+
+    def run() -> None:
         try:
-            work()
+            outcome.set_result(work())
         except BaseException as error:
-            outcome.append(error)
+            outcome.set_exception(error)
 
     thread = threading.Thread(target=run, daemon=True)  # daemon: a hanging connection must not hold the process
     thread.start()
@@ -320,5 +298,4 @@ def _watched(work: Callable[[], None], folder: Path, timeout: float) -> None:
             seen, since = size, time.monotonic()
         elif time.monotonic() - since > timeout:
             raise TimeoutError(f"no data for {timeout:g} s")
-    if outcome:
-        raise outcome[0]
+    outcome.result()

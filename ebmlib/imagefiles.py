@@ -1,16 +1,14 @@
 """Image sets in the formats they are published in: check, parse, crop, resize, and keep large ones processed.
 
-torchvision parses its own sets. A reader returns a `Raw`; nothing here searches or downloads (that is `data`).
+A reader returns a `Raw`; nothing here searches or downloads (that is `data`).
 """
 
 import gzip
 import hashlib
 import importlib
 import io
-import os
 import pickle
 import re
-import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -22,12 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebmlib.files import atomic
+
 FASHION_SHA256 = {
     "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
     "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
     "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
+# torchvision's classes, which hold addresses and MD5 sums.
+TORCHVISION = {
+    **{"fashion_mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"},
+    **{"svhn": "SVHN", "celeba": "CelebA"},
+}
+CELEBA_TABLES = ("list_eval_partition.txt", "list_attr_celeba.txt")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 Reader = Callable[[], bytes]
 
@@ -44,16 +50,18 @@ class Raw(NamedTuple):
     stamp: tuple = ()
 
 
-def read(kind: str, place: Path, split: str, *, torchvision: str, hashes: Mapping[str, str]) -> Raw:
+def read_set(kind: str, place: Path, split: str) -> Raw:
     """The set of that kind at `place`; RuntimeError names a damaged file, or a missing package."""
-    if kind == "fashion_mnist":
-        return _read_fashion(place, split, hashes)
+    if kind == "fashion_mnist":  # without torchvision, whose import takes a second: every notebook starts here
+        return _read_idx(place, split, FASHION_SHA256)
     if kind.startswith("lsun"):
         return _read_lsun(place)
-    if not torchvision:  # a folder or an archive
+    if kind not in TORCHVISION:  # a folder or an archive
         batches = _batches(place, split) if kind == "imagenet32" else {}
         return _read_batches(place, batches) if batches else _read_pictures(place, _of_split(place, split))
-    cls = torchvision_set(torchvision, hashes)
+    cls = torchvision_class(kind)
+    if kind == "mnist":
+        return _read_idx(place, split, dict(cls.resources))
     if kind == "celeba":
         return _read_celeba(cls, place, split)
     if kind == "svhn":
@@ -61,8 +69,7 @@ def read(kind: str, place: Path, split: str, *, torchvision: str, hashes: Mappin
         verify(place, cls.split_list[split][2])
         data = cls(place.parent, split=split)
         return _whole(data.data, data.labels)
-    with tempfile.TemporaryDirectory() as scratch:
-        return (_read_mnist if kind == "mnist" else _read_cifar)(cls, place, split, Path(scratch))
+    return _read_cifar(cls, place, split)
 
 
 # --------------------------------------------------------------------------------------------------- hashes and help
@@ -98,23 +105,9 @@ def need(package: str, what: str) -> Any:
         raise RuntimeError(f"{what} needs the package {package}: pip install 'ebmlib[data]'") from None
 
 
-def torchvision_set(name: str, hashes: Mapping[str, str] | None = None) -> Any:
-    """torchvision's class, its hash table overlaid with `hashes` (file name to MD5); its own class stays untouched."""
-    base = getattr(importlib.import_module("torchvision.datasets"), name)
-    if not hashes:
-        return base
-    new = lambda file, md5: hashes.get(file, md5)
-    if name.endswith("MNIST"):
-        table = {"resources": [(f, new(f, md5)) for f, md5 in base.resources]}
-    elif name == "SVHN":
-        table = {"split_list": {k: [url, f, new(f, md5)] for k, (url, f, md5) in base.split_list.items()}}
-    elif name == "CelebA":
-        table = {"file_list": [(drive_id, new(f, md5), f) for drive_id, md5, f in base.file_list]}
-    else:
-        table = {part: [[f, new(f, md5)] for f, md5 in getattr(base, part)] for part in ("train_list", "test_list")}
-        table["tgz_md5"] = new(base.filename, base.tgz_md5)
-        table["meta"] = {**base.meta, "md5": new(base.meta["filename"], base.meta["md5"])}
-    return type(name, (base,), table)  # the same name: torchvision builds folder names from it
+def torchvision_class(kind: str) -> Any:
+    """torchvision's class of a data set."""
+    return getattr(importlib.import_module("torchvision.datasets"), TORCHVISION[kind])
 
 
 # ------------------------------------------------------------------------------------------------------- small sets
@@ -125,34 +118,26 @@ def _whole(x, y) -> Raw:
     return Raw(len(x), lambda: iter([x]), torch.as_tensor(y, dtype=torch.long))
 
 
-def _read_fashion(place: Path, split: str, hashes: Mapping[str, str]) -> Raw:
-    # Read directly: torchvision would first unpack 55 MB, and every notebook starts here.
+def _read_idx(place: Path, split: str, hashes: Mapping[str, str]) -> Raw:
+    # Read directly: torchvision would first unpack 55 MB.
     part = "train" if split == "train" else "t10k"
     arrays = []
     for file, header in ((f"{part}-images-idx3-ubyte.gz", 16), (f"{part}-labels-idx1-ubyte.gz", 8)):
-        verify(place / file, {**FASHION_SHA256, **hashes}[file])
+        verify(place / file, hashes[file])
         arrays.append(np.frombuffer(gzip.decompress((place / file).read_bytes()), np.uint8, offset=header).copy())
     return _whole(arrays[0].reshape(-1, 1, 28, 28), arrays[1])
 
 
-def _read_mnist(cls, place: Path, split: str, scratch: Path) -> Raw:
-    folder = scratch / cls.__name__ / "raw"  # where torchvision looks for the unpacked files
-    folder.mkdir(parents=True)
-    for file, md5 in cls.resources:
-        verify(place / file, md5)
-        (folder / file).with_suffix("").write_bytes(gzip.decompress((place / file).read_bytes()))
-    data = cls(scratch, train=split == "train")
-    return _whole(data.data[:, None], data.targets)
-
-
-def _read_cifar(cls, place: Path, split: str, scratch: Path) -> Raw:
-    root = place.parent
-    if place.is_file():
-        verify(place, cls.tgz_md5)
-        root = Path(importlib.import_module("torchvision.datasets.utils").extract_archive(str(place), str(scratch)))
-    for file, md5 in [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]:
-        verify(root / cls.base_folder / file, md5)
-    data = cls(root, train=split == "train")
+def _read_cifar(cls, place: Path, split: str) -> Raw:
+    with tempfile.TemporaryDirectory() as scratch:
+        root = place.parent
+        if place.is_file():
+            verify(place, cls.tgz_md5)
+            importlib.import_module("torchvision.datasets.utils").extract_archive(str(place), scratch)
+            root = Path(scratch)
+        for file, md5 in [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]:
+            verify(root / cls.base_folder / file, md5)
+        data = cls(root, train=split == "train")
     return _whole(data.data.transpose(0, 3, 1, 2), data.targets)
 
 
@@ -160,22 +145,21 @@ def _read_cifar(cls, place: Path, split: str, scratch: Path) -> Raw:
 
 
 def _read_celeba(cls, place: Path, split: str) -> Raw:
+    # Not torchvision's reader, which insists on unpacked pictures: they are read straight from the zip.
     archive, folder = place / "img_align_celeba.zip", place / "img_align_celeba"
     where = folder if folder.is_dir() else archive
-    for _, md5, file in cls.file_list:
-        if file != archive.name or where == archive:
-            verify(place / file, md5)
-    with tempfile.TemporaryDirectory() as scratch:
-        # torchvision reads the tables. It insists on an unpacked folder, but the pictures come straight from the zip.
-        copy = Path(scratch) / cls.base_folder
-        (copy / folder.name).mkdir(parents=True)
-        for table in place.glob("*.txt"):
-            shutil.copy(table, copy)
-        data = cls(scratch, split=split)
+    md5 = {file: md5 for _, md5, file in cls.file_list}
+    for file in (*CELEBA_TABLES, *([archive.name] if where == archive else [])):
+        verify(place / file, md5[file])
+    parts, attributes = ([line.split() for line in (place / file).read_text().splitlines()] for file in CELEBA_TABLES)
+    number = {"train": "0", "valid": "1", "test": "2"}.get(split)  # None: all
+    names = [name for name, part in parts if number in (part, None)]
+    values = dict((name, row) for name, *row in attributes[2:])  # after their count and their names
     members = {Path(name).name: (name, get) for name, get in _entries(where, IMAGE_ENDINGS)}
-    if lost := [name for name in data.filename if name not in members]:
+    if lost := [name for name in names if name not in members]:
         raise RuntimeError(f"{where} is incomplete: {lost[0]} is not in it")
-    return _read_pictures(where, dict(members[name] for name in data.filename))._replace(labels=data.attr)
+    labels = torch.tensor([[value == "1" for value in values[name]] for name in names]).long()
+    return _read_pictures(where, dict(members[name] for name in names))._replace(labels=labels)
 
 
 def _read_lsun(place: Path) -> Raw:
@@ -244,20 +228,14 @@ def _entries(place: Path, endings: tuple[str, ...] = ("",)) -> Iterator[tuple[st
             archive = zipfile.ZipFile(place)
             found = [(m.filename, lambda m=m: archive.read(m)) for m in archive.infolist() if not m.is_dir()]
         else:
-            with tarfile.open(place, "r:") as tar:
-                found = [(m.name, lambda m=m: _slice(place, m.offset_data, m.size)) for m in tar if m.isfile()]
+            tar = tarfile.open(place, "r:")  # noqa: SIM115 (its readers come later)
+            found = [(m.name, lambda m=m: tar.extractfile(m).read()) for m in tar if m.isfile()]
     except (zipfile.BadZipFile, tarfile.TarError) as error:
         raise RuntimeError(f"{place} cannot be read as a folder, .zip or plain .tar: {one_line(error)}") from None
     for name, get in sorted(found, key=lambda f: f[0]):
         hidden = any(part.startswith((".", "__MACOSX")) and part != "." for part in Path(name).parts)
         if name.lower().endswith(endings) and not hidden:
             yield name, get
-
-
-def _slice(path: Path, offset: int, size: int) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return file.read(size)
 
 
 def _batches(place: Path, split: str) -> dict[str, Reader]:
@@ -307,7 +285,7 @@ class _ArraysOnly(pickle.Unpickler):
 # ------------------------------------------------------------------------------------------ resizing and the cache
 
 
-def fit(x: Tensor, size: int | None) -> Tensor:
+def resized(x: Tensor, size: int | None) -> Tensor:
     """uint8 (N, C, H, W) to `size` pixels, bilinear with antialiasing; gray 28 to 32 is padded with the background."""
     if size is None or tuple(x.shape[-2:]) == (size, size):
         return x
@@ -316,25 +294,22 @@ def fit(x: Tensor, size: int | None) -> Tensor:
     return torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
 
 
-def stack(raw: Raw, size: int | None) -> Tensor:
-    """All images of a set in memory."""
-    return torch.cat([fit(chunk, size) for chunk in raw.chunks()])
+def processed(raw: Raw, size: int | None, folder: Path, kind: str) -> Tensor:
+    """All images of a set at `size` pixels (None: as they are), uint8 (N, C, H, W).
 
-
-def cached(raw: Raw, folder: Path, kind: str, size: int | None) -> Tensor:
-    """Process a set once into a .npy file and map it into memory; copy on write, so the file never changes."""
+    A large set is processed once into a .npy file in `folder` and mapped into memory, copy on write: the file stays.
+    """
+    if not raw.stamp:
+        return torch.cat([resized(chunk, size) for chunk in raw.chunks()])
     key = hashlib.sha256(repr((1, kind, size, raw.stamp)).encode()).hexdigest()[:20]  # 1: version of the processing
     file = folder / f"{kind}-{size or 'as-is'}-{key}.npy"
     if not file.exists():
-        part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(raw, size, part)
-            os.replace(part, file)
+            with atomic(file) as draft:
+                _write(raw, size, draft)
         except OSError as error:
             raise RuntimeError(f"{file} cannot be written ({one_line(error)}): set XDG_CACHE_HOME elsewhere") from None
-        finally:
-            part.unlink(missing_ok=True)
     return torch.from_numpy(np.load(file, mmap_mode="c"))
 
 
@@ -343,7 +318,7 @@ def _write(raw: Raw, size: int | None, path: Path) -> None:
     shape, written = None, 0
     with open(path, "wb") as file:
         for chunk in raw.chunks():
-            chunk = fit(chunk, size)
+            chunk = resized(chunk, size)
             if shape is None:
                 shape = tuple(chunk.shape[1:])
                 header = {"descr": "|u1", "fortran_order": False, "shape": (raw.n, *shape)}
@@ -354,8 +329,6 @@ def _write(raw: Raw, size: int | None, path: Path) -> None:
             written += len(chunk)
         if written != raw.n or not written:
             raise RuntimeError(f"{written} images were found where {raw.n or 'at least one'} should be")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _stamp(*paths: Path) -> tuple:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ebmlib import imagefiles
+
 
 def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -39,6 +41,27 @@ def md5(*paths):
 
 def sha256(*paths):
     return {Path(p).name: hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in paths}
+
+
+def known(monkeypatch, kind, hashes):
+    """Let the tables of hashes of a set hold these of tiny files (name to MD5, SHA-256 for Fashion-MNIST)."""
+    if kind == "fashion_mnist":
+        monkeypatch.setattr(imagefiles, "FASHION_SHA256", hashes)
+        return
+    cls = imagefiles.torchvision_class(kind)
+    new = lambda file, md5: hashes.get(file, md5)
+    if kind == "mnist":
+        table = {"resources": [(f, new(f, md5)) for f, md5 in cls.resources]}
+    elif kind == "svhn":
+        table = {"split_list": {k: [url, f, new(f, md5)] for k, (url, f, md5) in cls.split_list.items()}}
+    elif kind == "celeba":
+        table = {"file_list": [(drive_id, new(f, md5), f) for drive_id, md5, f in cls.file_list]}
+    else:
+        table = {part: [[f, new(f, md5)] for f, md5 in getattr(cls, part)] for part in ("train_list", "test_list")}
+        table["tgz_md5"] = new(cls.filename, cls.tgz_md5)
+        table["meta"] = {**cls.meta, "md5": new(cls.meta["filename"], cls.meta["md5"])}
+    for name, value in table.items():
+        monkeypatch.setattr(cls, name, value)
 
 
 def write(path, content):

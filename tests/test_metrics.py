@@ -3,23 +3,26 @@
 import itertools
 import json
 import math
+import pickle
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.linalg import eigh, sqrtm
-from sklearn.metrics.pairwise import polynomial_kernel, rbf_kernel
+from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from ebmlib import data
+from ebmlib.data import to_bytes
 from ebmlib.metrics import features as net_features
 from ebmlib.metrics import images as metrics
-from ebmlib.metrics.features import FashionCNN, conversion, fashion_cnn, find_weights, to_bytes, to_gray28
-from ebmlib.targets.densities import gaussian_grid
+from ebmlib.metrics.features import FashionCNN, conversion, fashion_cnn, find_weights, to_gray28
+from ebmlib.run import checkpoint
 
 
 def generator(seed: int) -> torch.Generator:
@@ -111,7 +114,7 @@ def test_the_bundled_net_is_small_and_accurate(garments):
 
 
 def test_features_have_unit_mean_square_on_garments(garments):
-    square = metrics.features(None, garments).double().square().mean(1)
+    square = metrics.extract(None, garments).double().square().mean(1)
     se = square.std().item() / math.sqrt(len(square))
     assert se < 0.01
     assert abs(square.mean().item() - 1) < 5 * se  # one over the training images; the test images have the same law
@@ -130,9 +133,7 @@ def test_a_damaged_or_missing_weight_file_is_named(tmp_path, monkeypatch):
     path.write_bytes(blob)
     with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
         fashion_cnn()
-    with pytest.raises(
-        FileNotFoundError, match=r"none\.safetensors is not there; data/checkpoints/make_fashion_cnn\.py"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors .*make_fashion_cnn\.py"):
         fashion_cnn(tmp_path / "none.safetensors")
     monkeypatch.setattr(net_features, "WEIGHTS", net_features.WEIGHTS.with_name("other.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"in none of .*other\.safetensors"):
@@ -141,10 +142,10 @@ def test_a_damaged_or_missing_weight_file_is_named(tmp_path, monkeypatch):
 
 def test_features_do_not_depend_on_batch_type_or_mode(garments):
     x = garments[:50]
-    expected = metrics.features(None, x)
+    expected = metrics.extract(None, x)
     assert expected.shape == (50, FashionCNN.num_features)
     net = fashion_cnn().train()  # BatchNorm in train mode would couple the batch
-    for other in (metrics.features(net, x, batch=7), metrics.features(None, data.to_float(x), batch=1)):
+    for other in (metrics.extract(net, x, batch=7), metrics.extract(None, data.to_float(x), batch=1)):
         torch.testing.assert_close(other, expected, atol=1e-4, rtol=1e-4)
     assert net.training
     assert not expected.requires_grad
@@ -152,25 +153,21 @@ def test_features_do_not_depend_on_batch_type_or_mode(garments):
 
 def test_a_net_of_ones_own_gets_the_images_as_they_are():
     x = normal(5, 3, 4, 4).float()
-    assert metrics.features(nn.Flatten(), x, batch=2).equal(x.flatten(1))
+    assert metrics.extract(nn.Flatten(), x, batch=2).equal(x.flatten(1))
     with pytest.raises(ValueError, match="features of 1 of 5 images are not finite"):
-        metrics.features(nn.Flatten(), x.index_fill(0, torch.tensor(2), math.inf))
+        metrics.extract(nn.Flatten(), x.index_fill(0, torch.tensor(2), math.inf))
 
 
 def test_names_say_which_features_they_are():
-    own = nn.Flatten()
-    assert metrics.fid_name() == "FID (Fashion-CNN features)"
-    assert metrics.kid_name(FashionCNN()) == "KID (Fashion-CNN features)"
-    assert metrics.fid_name("inception") == "FID"
-    assert metrics.fid_name(own) == metrics.fid_name(own, (3, 32, 32)) == "FID (Flatten features)"
-    assert metrics.is_name() == metrics.is_name(fashion_cnn(), (1, 28, 28)) == "IS (Fashion-CNN classes)"
-    assert metrics.is_name("inception") == "IS"
-    assert metrics.is_name(own) == "IS (Flatten classes)"
-    assert metrics.is_name(None, (3, 28, 28)) == "IS (Fashion-CNN classes, images gray)"
-    assert metrics.fid_name(None, (1, 32, 32)) == "FID (Fashion-CNN features, images cropped to 28 x 28)"
-    assert metrics.fid_name(None, (3, 32, 32)) == "FID (Fashion-CNN features, images gray, resized to 28 x 28)"
+    own, name = nn.Flatten(), metrics.score_name
+    assert name("FID") == name("FID", FashionCNN()) == "FID (Fashion-CNN features)"
+    assert name("FID", "inception") == "FID"
+    assert name("KID", own, (3, 32, 32)) == "KID (Flatten features)"
+    assert name("IS", None, (1, 28, 28)) == "IS (Fashion-CNN classes)"
+    assert name("FID", None, (1, 32, 32)) == "FID (Fashion-CNN features, images cropped to 28 x 28)"
+    assert name("FID", None, (3, 32, 32)) == "FID (Fashion-CNN features, images gray, resized to 28 x 28)"
     assert [conversion(s) for s in ((1, 28, 28), (8, 3, 28, 28), (1, 64, 64))] == ["", "gray", "resized to 28 x 28"]
-    for use in (metrics.fid_name, lambda net: metrics.features(net, torch.zeros(2, 1, 28, 28))):
+    for use in (lambda net: name("FID", net), lambda net: metrics.extract(net, torch.zeros(2, 1, 28, 28))):
         with pytest.raises(ValueError, match="None \\(Fashion-CNN\\), \"inception\" or a module, got 'vgg'"):
             use("vgg")
 
@@ -180,7 +177,7 @@ def test_names_say_which_features_they_are():
 
 def test_a_reference_is_the_features_bit_for_bit(garments, statistics):
     x = garments[:300]
-    expected, net, seen = metrics.features(None, x), fashion_cnn(), []
+    expected, net, seen = metrics.extract(None, x), fashion_cnn(), []
     net.register_forward_pre_hook(lambda *_: seen.append(1))
     assert metrics.reference(x, net).equal(expected)
     assert len(seen) == 2, "two batches were computed"
@@ -189,8 +186,6 @@ def test_a_reference_is_the_features_bit_for_bit(garments, statistics):
     assert metrics.reference(x).equal(expected)  # None is the same net
     assert len(seen) == 2, "and nothing since"
     assert list(statistics.iterdir()) == [file]
-    fake = garments[300:600]
-    assert metrics.fid(metrics.reference(x), fake) == metrics.fid(x, fake)
 
 
 def changed_weight() -> FashionCNN:
@@ -225,26 +220,45 @@ def test_a_reference_to_anything_else_never_hits(garments, statistics, change):
     other = CHANGED[change](x)
     found = metrics.reference(**other)
     assert len(list(statistics.iterdir())) == 2
-    assert found.equal(metrics.features(other.get("extractor"), other["images"], other.get("batch", 256)))
+    assert found.equal(metrics.extract(other.get("extractor"), other["images"], other.get("batch", 256)))
 
 
 def test_other_code_never_hits(garments, statistics, monkeypatch):
     metrics.reference(garments[:40])
-    monkeypatch.setattr(metrics, "features", lambda net, x, batch: net(x) + 1)
+    monkeypatch.setattr(metrics, "extract", lambda net, x, batch: net(x) + 1)
     expected = fashion_cnn()(garments[:40]) + 1
     assert metrics.reference(garments[:40]).equal(expected)
     assert len(list(statistics.iterdir())) == 2
 
 
-def test_a_damaged_reference_is_computed_anew(garments, statistics):
-    expected = metrics.reference(garments[:40])
+@pytest.mark.parametrize("how", ["one bit", "short", "pickle", "another key", "another thing"])
+def test_a_damaged_or_foreign_reference_is_computed_anew(garments, statistics, how):
+    x = garments[:40]
+    expected = metrics.reference(x)
     (file,) = statistics.iterdir()
-    blob = bytearray(file.read_bytes())
+    blob, other = bytearray(file.read_bytes()), torch.full((4,), 9.0)
     blob[-2] ^= 4
-    file.write_bytes(blob)
-    with pytest.warns(UserWarning, match="computed anew: .* is damaged or not a checkpoint"):
-        assert metrics.reference(garments[:40]).equal(expected)
-    assert metrics.reference(garments[:40]).equal(expected)
+    if how == "another key":
+        checkpoint.save(file, {"value": other}, {"key": "ab" * 32})
+    elif how == "another thing":
+        checkpoint.save(file, {"net": other}, checkpoint.load(file)[1])
+    else:
+        file.write_bytes({"one bit": blob, "short": blob[:-3], "pickle": pickle.dumps([1.0])}[how])
+    with pytest.warns(UserWarning, match="computed anew: ") as said:
+        assert metrics.reference(x).equal(expected)
+    assert len(said) == 1
+    assert str(file) in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert metrics.reference(x).equal(expected)
+
+
+def test_a_reference_that_cannot_be_kept_costs_a_warning_only(garments, statistics):
+    statistics.parent.mkdir(parents=True)
+    statistics.write_text("not a folder")
+    with pytest.warns(UserWarning, match="computed, but not kept for the next time: "):
+        assert metrics.reference(garments[:4]).equal(metrics.extract(None, garments[:4]))
+    assert statistics.read_text() == "not a folder"
 
 
 def test_a_net_of_ones_own_is_not_kept(statistics):
@@ -254,7 +268,7 @@ def test_a_net_of_ones_own_is_not_kept(statistics):
 
     x = noise_images(4, 1, 28, 28)
     for net in (nn.Flatten(), Louder()):
-        assert metrics.reference(x, net).equal(metrics.features(net, x))
+        assert metrics.reference(x, net).equal(metrics.extract(net, x))
     assert not statistics.exists()
 
 
@@ -293,7 +307,7 @@ def test_fid_of_shifted_and_scaled_features_is_exact():
 
 def test_fid_of_images_is_that_of_their_features(garments):
     real, fake = garments[:600], garments[600:1200]
-    first, second = (metrics.features(None, x) for x in (real, fake))
+    first, second = (metrics.extract(None, x) for x in (real, fake))
     expected = scipy_fid(first.double().numpy(), second.double().numpy())
     assert metrics.fid(real, fake) == pytest.approx(expected, rel=1e-5)  # dead features: singular covariances
     assert metrics.fid(first, fake) == pytest.approx(metrics.fid(real, second), rel=1e-9)
@@ -304,7 +318,7 @@ def test_fid_and_kid_grow_with_the_noise_on_garments(garments):
     noise = torch.randn(x.shape, generator=generator(5))
     fids, kids = [], []
     for scale in (0.0, 0.1, 0.3, 1.0):
-        fake = metrics.features(None, x + scale * noise)
+        fake = metrics.extract(None, x + scale * noise)
         fids.append(metrics.fid(other, fake))
         kids.append(metrics.kid(other, fake, rng=generator(6)))
     assert fids == sorted(fids)
@@ -349,22 +363,9 @@ def test_kid_is_unbiased_and_its_error_honest(shift):
     assert 0.7 < ratio < 1.4
 
 
-def test_kid_leaves_the_global_generator_alone():
-    x, y = normal(64, 4, seed=1), normal(64, 4, seed=2)
-    state = torch.get_rng_state()
-    first = metrics.kid(x, y, rng=generator(3))
-    assert torch.get_rng_state().equal(state)
-    torch.manual_seed(99)
-    assert metrics.kid(x, y, rng=generator(3)) == first
-
-
-@pytest.mark.parametrize(
-    "options", [{"subsets": 1}, {"subsets": 0}, {"subsets": 4, "subset_size": 20}, {"subset_size": 1}]
-)
+@pytest.mark.parametrize("options", [{"subsets": 1}, {"subsets": 4, "subset_size": 20}, {"subset_size": 1}])
 def test_kid_refuses_subsets_that_overlap_or_say_nothing(options):
-    with pytest.raises(
-        ValueError, match=r"kid needs 2 or more disjoint subsets of 2 or more samples.*70 real and 64 fake"
-    ):
+    with pytest.raises(ValueError, match=r"disjoint subsets.*70 real and 64 fake"):
         metrics.kid(normal(70, 4), normal(64, 4), **options)
 
 
@@ -426,19 +427,6 @@ def test_the_score_is_the_mean_over_equal_splits():
     assert found == pytest.approx((parts.mean(), parts.std(ddof=1) / math.sqrt(3)), rel=1e-10)
 
 
-def test_the_score_is_that_of_torchmetrics():
-    from torchmetrics.image.inception import InceptionScore
-
-    logits = 2 * normal(80, 10, seed=6)
-    metric = InceptionScore(feature=nn.Identity(), splits=4).set_dtype(torch.float64)
-    metric.update(logits)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        mean, std = metric.compute()
-    found = metrics.inception_score(logits, nn.Flatten(), splits=4, rng=generator(7))  # the same shuffle
-    assert found == pytest.approx((mean.item(), std.item() / 2), rel=1e-9)
-
-
 def test_the_scores_error_is_honest():
     runs = 200
     found = np.array(
@@ -458,20 +446,20 @@ def test_the_score_of_garments_is_that_of_fashion_cnns_classes(garments):
         logits = net.logits(x)
     given = (score, se)
     assert metrics.inception_score(logits, nn.Flatten(), rng=generator(1)) == pytest.approx(given, rel=1e-5)
-    for other in (metrics.features(None, x), metrics.reference(x), data.to_float(x)):
+    for other in (metrics.extract(None, x), metrics.reference(x), data.to_float(x)):
         assert metrics.inception_score(other, rng=generator(1)) == pytest.approx(given, rel=1e-5)
     assert 1 < score < 10  # ten classes, most of them told apart
     shoes = x[data.labels("fashion_mnist", "test")[:1000] == 9]
     assert metrics.inception_score(shoes, splits=4, rng=generator(1))[0] < score / 3  # one class alone
 
 
-def test_the_score_leaves_the_global_generator_alone():
+def test_scores_leave_the_global_generator_alone():
     logits = normal(64, 4, seed=1)
-    state = torch.get_rng_state()
-    first = metrics.inception_score(logits, nn.Flatten(), rng=generator(3), splits=4)
+    score = lambda: metrics.inception_score(logits, nn.Flatten(), rng=generator(3), splits=4)
+    state, first = torch.get_rng_state(), score()
     assert torch.get_rng_state().equal(state)
     torch.manual_seed(99)
-    assert metrics.inception_score(logits, nn.Flatten(), rng=generator(3), splits=4) == first
+    assert score() == first
 
 
 def test_what_has_no_score_is_refused():
@@ -482,91 +470,6 @@ def test_what_has_no_score_is_refused():
         metrics.inception_score(normal(40, 10))
     with pytest.raises(ValueError, match="class logits of 1 of 40 images are no numbers"):
         metrics.inception_score(normal(40, 4).index_fill(0, torch.tensor(3), math.nan), nn.Flatten())
-
-
-# ---------------------------------------------------------------------------------------------- MMD
-
-
-def test_mmd_of_few_points_by_hand():
-    x = torch.tensor([[0.0], [1.0], [2.0], [4.0]])
-    y = torch.tensor([[0.0], [0.0], [3.0], [3.0], [3.0]])
-    k = lambda a, b: math.exp(-((a - b) ** 2) / (2 * 1.5**2))
-    a, b = x.flatten().tolist(), y.flatten().tolist()
-    xx = sum(k(p, q) for i, p in enumerate(a) for j, q in enumerate(a) if i != j) / 12
-    yy = sum(k(p, q) for i, p in enumerate(b) for j, q in enumerate(b) if i != j) / 20
-    xy = sum(k(p, q) for p in a for q in b) / 20
-    assert metrics.mmd(x, y, 1.5)[0] == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
-
-
-def test_mmd_agrees_with_scikit_learn_in_both_orders():
-    x, y, bandwidth = normal(1500, 2, seed=1), normal(1100, 2, seed=2) * 1.2, 0.7
-    xx, yy, xy = (rbf_kernel(*p, gamma=1 / (2 * bandwidth**2)) for p in ((x, x), (y, y), (x, y)))
-    off = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
-    value, se = metrics.mmd(x, y, bandwidth)
-    assert value == pytest.approx(off(xx) + off(yy) - 2 * xy.mean(), rel=1e-9)
-    assert metrics.mmd(y, x, bandwidth) == pytest.approx((value, se), rel=1e-9)
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.15, 0.6])
-def test_mmd_is_unbiased_and_its_error_honest(shift):
-    n, m, bandwidth, runs = 120, 90, 0.8, 400
-    wide = (
-        bandwidth**2 + 2
-    )  # E k over N(0, I) and N(shift e1, I) is bandwidth^2 / wide * exp(-shift^2 / (2 wide)) in 2D
-    exact = 2 * bandwidth**2 / wide * (1 - math.exp(-(shift**2) / (2 * wide)))
-    offset = torch.tensor([shift, 0.0])
-    pairs = ((normal(n, 2, seed=2 * s), normal(m, 2, seed=2 * s + 1) + offset) for s in range(runs))
-    found = np.array([metrics.mmd(x, y, bandwidth) for x, y in pairs])
-    spread = found[:, 0].std(ddof=1)
-    assert abs(found[:, 0].mean() - exact) < 4 * spread / math.sqrt(runs)
-    assert 0.85 < np.sqrt((found[:, 1] ** 2).mean()) / spread < 1.18  # 400 runs know the spread to 3.5 %, tails aside
-
-
-@pytest.mark.parametrize("bandwidth", [0, -1.0, math.inf, math.nan])
-def test_mmd_refuses_a_bandwidth_that_is_none(bandwidth):
-    with pytest.raises(ValueError, match="bandwidth must be positive and finite"):
-        metrics.mmd(normal(5, 2), normal(5, 2), bandwidth)
-
-
-def test_mmd_refuses_samples_that_do_not_fit():
-    for x, y in ((normal(5, 2), normal(5, 3)), (normal(3, 2), normal(5, 2)), (normal(5), normal(5))):
-        with pytest.raises(ValueError, match="mmd needs samples"):
-            metrics.mmd(x, y, 1.0)
-
-
-# ---------------------------------------------------------------------------------------------- mode coverage
-
-
-def test_mode_coverage_by_hand():
-    modes = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    x = torch.tensor(
-        [[0.0, 2.9], [0.1, 0.0], [0.0, 0.0], [10.0, 3.1], [10.0, -3.0], [math.nan, 0.0], [5.0, 5.0], [0.0, 1.0]]
-    )
-    assert metrics.mode_coverage(x, modes, 1.0, share=0.125) == (2, 5 / 8)
-    assert metrics.mode_coverage(x, modes, 1.0, share=0.126) == (1, 5 / 8)
-    assert metrics.mode_coverage(x, modes, 1.0) == (2, 5 / 8)  # a quarter of a third
-    assert metrics.mode_coverage(x, modes, 1.0, radius=3.2, share=0.25) == (2, 6 / 8)
-
-
-def test_the_exact_mixture_covers_its_modes():
-    grid, n = gaussian_grid(), 20_000
-    found = metrics.mode_coverage(grid.sample(n, generator(1)), grid.modes, grid.mode_std)
-    near = 1 - math.exp(-4.5)
-    assert found.modes == 25
-    assert abs(found.quality - near) < 4 * math.sqrt(near * (1 - near) / n)
-    lost = grid.sample(n, generator(2))
-    lost = lost[lost[:, 0] < 1]  # the three left columns
-    assert metrics.mode_coverage(lost, grid.modes, grid.mode_std).modes == 15
-
-
-@pytest.mark.parametrize(
-    "options", [{"std": 0.0}, {"std": 1.0, "radius": -1}, {"std": 1.0, "share": 0.0}, {"std": math.nan}]
-)
-def test_mode_coverage_refuses_what_has_no_meaning(options):
-    with pytest.raises(ValueError, match="std and radius must be positive"):
-        metrics.mode_coverage(normal(5, 2), normal(3, 2), **options)
-    with pytest.raises(ValueError, match="mode_coverage needs x"):
-        metrics.mode_coverage(normal(5, 2), normal(3, 3), 1.0)
 
 
 # ---------------------------------------------------------------------------------------------- nearest neighbors
@@ -602,8 +505,8 @@ def test_near_copies_come_in_their_exact_order(garments):
 
 
 def test_neighbors_refuse_what_does_not_fit():
-    with pytest.raises(ValueError, match="must agree in shape"):
+    with pytest.raises(ValueError, match="agree in shape"):
         metrics.nearest_neighbors(torch.zeros(2, 1, 28, 28), torch.zeros(2, 1, 32, 32))
     for k in (0, 4):
-        with pytest.raises(ValueError, match="k must be from 1 to the 3 data"):
+        with pytest.raises(ValueError, match="k must be from 1 to the 3 others"):
             metrics.nearest_neighbors(torch.zeros(2, 5), torch.zeros(3, 5), k)

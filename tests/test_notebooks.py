@@ -21,6 +21,7 @@ import papermill
 import pytest
 import torch
 from cells import run_cells as run_cells_of
+from ebmlib.settings.presets import NOTEBOOKS as SETTINGS
 
 from book.execution import NO_START
 from ebmlib.nets.mlp import MLP
@@ -28,7 +29,6 @@ from ebmlib.page import results
 from ebmlib.papers import recovery
 from ebmlib.run import checkpoint
 from ebmlib.settings import resolve as settings
-from ebmlib.settings.presets import NOTEBOOKS as SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

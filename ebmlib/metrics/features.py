@@ -5,12 +5,13 @@ Every image becomes a gray 28 x 28 one first (`to_gray28`); a metric on these fe
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ebmlib import data
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SIDE = 28  # Fashion-MNIST's side
@@ -19,29 +20,13 @@ WEIGHTS = Path("checkpoints") / "fashion_cnn.safetensors"
 MAKER = "data/checkpoints/make_fashion_cnn.py"
 
 
-def to_bytes(x: Tensor) -> Tensor:
-    """Images (N, C, H, W), float in [-1, 1] or uint8, as uint8: clamped and rounded, as a stored image is.
-
-    A metric thus sees data and samples at the same precision. NaN, other types and other shapes are a ValueError.
-    """
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"images must have shape (N, 1, H, W) or (N, 3, H, W), got {tuple(x.shape)}.")
-    if x.dtype == torch.uint8:
-        return x
-    if not x.is_floating_point():
-        raise ValueError(f"images must be uint8 or float in [-1, 1], got {x.dtype}.")
-    if x.isnan().any():
-        raise ValueError(f"{int(x.isnan().flatten(1).any(1).sum())} of {len(x)} images contain NaN.")
-    return ((x.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def to_gray28(x: Tensor) -> Tensor:
     """Images (N, C, H, W), float in [-1, 1] or uint8, as gray float32 (N, 1, 28, 28) in [-1, 1].
 
     Three channels become their ITU-R BT.601 luma. Gray 32 x 32 is a padded 28 x 28 and is cropped back;
     any other size is resized to 28 x 28, bilinear with antialiasing.
     """
-    x = to_bytes(x).float()
+    x = data.to_bytes(x).float()
     channels, side = x.shape[1], tuple(x.shape[2:])
     if channels == 3:
         x = torch.einsum("nchw,c->nhw", x, x.new_tensor(LUMA))[:, None]
@@ -92,16 +77,9 @@ class FashionCNN(nn.Module):
         return self.classes(self(x))
 
 
-def weight_places(file: Path) -> list[Path]:
-    """Where a file of weights may stand: under EBM_DATA, the checkout's data/ and the user's cache, in this order."""
-    own, cache = os.environ.get("EBM_DATA"), os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    roots = [Path(own).expanduser()] if own else []
-    return [root / file for root in (*roots, Path(__file__).resolve().parents[2] / "data", Path(cache) / "ebmlib")]
-
-
 def find_weights() -> Path:
-    """The bundled weights, at the first of their `weight_places`; FileNotFoundError names all of them."""
-    places = weight_places(WEIGHTS)
+    """The bundled weights, in the first of `data.roots` that has them; FileNotFoundError names all places."""
+    places = [root / WEIGHTS for root in data.roots()]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise FileNotFoundError(

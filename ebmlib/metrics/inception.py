@@ -4,12 +4,13 @@ torch-fidelity's port of TensorFlow's weights, run by torchmetrics. A score on o
 """
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ebmlib.metrics.features import to_bytes, weight_places
+from ebmlib import data
 
 NAME = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{NAME}"
@@ -35,7 +36,7 @@ class Inception(nn.Module):
         self.body = _net(Path(weights)).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(to_bytes(x).expand(-1, 3, -1, -1))
+        return self.body(data.to_bytes(x).expand(-1, 3, -1, -1))
 
     def classes(self, features: Tensor) -> Tensor:
         """Logits without the last layer's bias, as in the code that defined the score (Salimans et al., 2016)."""
@@ -56,6 +57,24 @@ def _net(weights: Path) -> nn.Module:
         raise ValueError(f"{weights} does not hold the weights of Inception: {reason.rstrip(':.')}.") from None
 
 
-def places() -> list[Path]:
-    """Where the standard weights may stand: as Fashion-CNN's, then torch's hub folder (under TORCH_HOME)."""
-    return [*weight_places(Path("checkpoints") / NAME), Path(torch.hub.get_dir()) / "checkpoints" / NAME]
+def load(weights: str | Path | None = None, timeout: float = 60.0) -> Inception:
+    """FID's Inception with weights from a file; None: the standard ones, from their place, else downloaded.
+
+    Looked for where Fashion-CNN's are, then in torch's hub folder (under TORCH_HOME), where a download goes; it ends
+    after `timeout` seconds without data. RuntimeError, one sentence, where torch-fidelity or the weights are missing,
+    or where a file of their name is another one.
+    """
+    need = "plain FID, KID and IS need torch-fidelity (pip install 'ebmlib[fid]') and its Inception weights"
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise RuntimeError(f"{need}: torch-fidelity is not installed.")
+    if weights is not None:
+        return Inception(weights)
+    folders = [*(root / "checkpoints" for root in data.roots()), Path(torch.hub.get_dir()) / "checkpoints"]
+    folder = next((folder for folder in folders if (folder / NAME).is_file()), folders[-1])
+    try:
+        data.fetch([URL], folder / NAME, SHA256, timeout)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        looked = ", ".join(map(str, folders))
+        raise RuntimeError(f"{need}, {NAME} from {URL} in one of {looked}: {reason}.") from None
+    return Inception(folder / NAME)

@@ -8,17 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmlib.targets.curves import Curve, Pinwheel, Rings, SwissRoll, TwoMoons  # noqa: F401 (the face)
-from ebmlib.targets.planar import LOG_2PI, TAIL, Density, check_number, check_whole, in_blocks, is_finite
+from ebmlib.core import LOG_2PI
+from ebmlib.targets.curves import Curve, Pinwheel, Rings, SwissRoll, TwoMoons  # noqa: F401 (all targets from here)
+from ebmlib.targets.planar import TAIL, Density, check_number, check_whole, in_blocks, is_finite
 
 
 @dataclass(frozen=True)
 class GaussianGrid(Density):
-    """side x side equal isotropic Gaussians on a square lattice around `mean`; one Gaussian where side is 1."""
+    """side x side equal isotropic Gaussians on a square lattice around `mean`; one Gaussian where side is 1.
 
-    side: int
-    spacing: float
-    std: float
+    By default the 25-Gaussians; std is fixed by a mean log-likelihood of -1.10 nats (the VAEBM paper).
+    """
+
+    side: int = 5
+    spacing: float = 2.0
+    std: float = 0.08388
     mean: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
@@ -52,7 +56,7 @@ class GaussianGrid(Density):
         return mean + self.spacing * offset  # (side,)
 
     def _log_density(self, x: Tensor) -> Tensor:
-        # A square lattice of equal Gaussians is the product of one mixture an axis.
+        # A square lattice of equal Gaussians is the product of one mixture per axis.
         axes = [self._axis(m, x.dtype, x.device) for m in self.mean]
         z = [(x[:, d, None] - c) / self.std for d, c in enumerate(axes)]  # (B, side) each
         log_norm = 0.5 * LOG_2PI + math.log(self.std * self.side)
@@ -68,12 +72,12 @@ class GaussianGrid(Density):
 class Funnel(Density):
     """Neal's funnel in the plane: x_2 ~ N(0, spread^2), x_1 ~ N(0, width^2 e^(x_2)); then a blur of std `blur`.
 
-    Neal (2003, section 8) has spread 3 and width 1.
+    Neal (2003, section 8) has spread 3 and width 1; here one square fits both directions.
     """
 
-    spread: float
-    width: float
-    blur: float
+    spread: float = 1.0
+    width: float = 0.2
+    blur: float = 0.0
 
     name = "funnel"
 
@@ -95,7 +99,7 @@ class Funnel(Density):
     def _log_density(self, x: Tensor) -> Tensor:
         # Given the blurred x_2, the sharp one is normal, so a Gauss-Hermite rule does its integral: one node if sharp.
         # 64 nodes know log p to 1e-6 down to -60; farther out p depends on v beyond their reach.
-        node, weight = hermite_on(x.device, x.dtype, 64 if self.blur else 1)
+        node, weight = _hermite_on(x.device, x.dtype, 64 if self.blur else 1)
         total = math.hypot(self.spread, self.blur)
         std = self.spread * self.blur / total
 
@@ -114,7 +118,6 @@ class Funnel(Density):
         return x + self.blur * torch.randn(n, 2, generator=rng, device=device) if self.blur else x
 
 
-@lru_cache(maxsize=2)
 def hermite(m: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights (m,) of the mean over a standard normal."""
     node, weight = np.polynomial.hermite_e.hermegauss(m)
@@ -122,10 +125,9 @@ def hermite(m: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache
-def hermite_on(device: torch.device, dtype: torch.dtype, m: int) -> tuple[Tensor, Tensor]:
-    """The same as tensors, copied to a device once: a chain asks for them at every step."""
-    node, weight = (torch.as_tensor(values, dtype=dtype, device=device) for values in hermite(m))
-    return node, weight
+def _hermite_on(device: torch.device, dtype: torch.dtype, m: int) -> list[Tensor]:
+    # Copied to a device once: a chain needs them at every step.
+    return [torch.as_tensor(values, dtype=dtype, device=device) for values in hermite(m)]
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,9 @@ class Checkerboard(Density):
     side = 2 half / cells; the blur is a Gaussian of that std. edge = 0 is the hard board: log_prob is -inf off it.
     """
 
-    edge: float
-    half: float
-    cells: int
+    edge: float = 0.05
+    half: float = 2.0
+    cells: int = 4
 
     name = "checkerboard"
 
@@ -207,55 +209,14 @@ def gaussian(std: float = 1.0, mean: tuple[float, float] = (0.0, 0.0)) -> Gaussi
     return GaussianGrid(1, 1.0, std, mean)
 
 
-def gaussian_grid(side: int = 5, spacing: float = 2.0, std: float = 0.08388) -> GaussianGrid:
-    """The 25-Gaussians by default; std is fixed by a mean log-likelihood of -1.10 nats (the VAEBM paper)."""
-    return GaussianGrid(side, spacing, std)
-
-
-def swiss_roll(noise: float = 0.5, scale: float = 0.1) -> SwissRoll:
-    """The Swiss roll; its mean log-likelihood is -.58 nats by default."""
-    return SwissRoll(noise, scale)
-
-
-def checkerboard(edge: float = 0.05, half: float = 2.0, cells: int = 4) -> Checkerboard:
-    """The checkerboard with edges smoothed by a Gaussian of `edge` sides; edge = 0 is the hard one."""
-    return Checkerboard(edge, half, cells)
-
-
-def two_moons(noise: float = 0.1, scale: float = 1.0) -> TwoMoons:
-    """Two interleaved half circles of radius `scale`, centered; with noise 0, scikit-learn's make_moons."""
-    return TwoMoons(noise, scale)
-
-
-def rings(noise: float = 0.08, radii: tuple[float, ...] = (0.75, 1.5, 2.25, 3.0)) -> Rings:
-    """Four rings of equal mass, so the inner ones are denser."""
-    return Rings(noise, radii)
-
-
-def pinwheel(
-    noise: float = 0.1, scale: float = 2.0, arms: int = 5, radial: float = 0.3, rate: float = 0.25
-) -> Pinwheel:
-    """Five arms of a spiral, strongest in the middle of their length."""
-    return Pinwheel(noise, scale, arms, radial, rate)
-
-
-def funnel(spread: float = 1.0, width: float = 0.2) -> Funnel:
-    """Neal's funnel with spread 1 for his 3, and the width with which one square fits both of its directions."""
-    return Funnel(spread, width, 0.0)
+gaussian_grid, swiss_roll, checkerboard = GaussianGrid, SwissRoll, Checkerboard
+two_moons, rings, pinwheel, funnel = TwoMoons, Rings, Pinwheel, Funnel
 
 
 def by_name(name: str) -> Density:
     """The book's targets: 25-gaussians, 9-gaussians, swiss-roll, checkerboard, two-moons, rings, pinwheel, funnel."""
-    makers = {
-        "25-gaussians": gaussian_grid,
-        "9-gaussians": lambda: gaussian_grid(3, 1.0, 0.16),
-        "swiss-roll": swiss_roll,
-        "checkerboard": checkerboard,
-        "two-moons": two_moons,
-        "rings": rings,
-        "pinwheel": pinwheel,
-        "funnel": funnel,
-    }
+    makers = {kind.name: kind for kind in (SwissRoll, Checkerboard, TwoMoons, Rings, Pinwheel, Funnel)}
+    makers = {"25-gaussians": GaussianGrid, "9-gaussians": lambda: GaussianGrid(3, 1.0, 0.16), **makers}
     if name not in makers:
         raise ValueError(f"unknown density {name!r}; known are {', '.join(makers)}")
     return makers[name]()

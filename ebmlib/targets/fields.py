@@ -1,4 +1,4 @@
-"""Random fields whose law is known at every resolution: mixtures of Gaussian fields on a torus."""
+"""Random fields whose density is known at every resolution: mixtures of Gaussian fields on a torus."""
 
 import math
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy
+from ebmlib.core import LOG_2PI, Energy
 
 
 @dataclass(frozen=True)
 class Field:
     """A mixture of Gaussian fields with one covariance: weights (M,), means (M, n, n), covariance (n^2, n^2), float64.
 
-    Samples are (B, 1, n, n) in float32. Average pooling is linear, so `pooled` is again such a law, exactly.
+    Samples are (B, 1, n, n) in float32. Average pooling is linear, so `pooled` is again such a mixture, exactly.
     """
 
     weights: Tensor
@@ -22,7 +22,7 @@ class Field:
 
     @property
     def size(self) -> int:
-        """Pixels a side."""
+        """Pixels per side."""
         return self.means.shape[-1]
 
     def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
@@ -37,7 +37,7 @@ class Field:
         """-log p: (B, 1, size, size) to (B,), normalized; computed in float64 and returned in x's type."""
         factor = torch.linalg.cholesky(self.covariance)
         inverse = torch.linalg.inv(factor)  # whitens: |inverse (x - mean)|^2 is the Mahalanobis distance
-        constant = 0.5 * len(factor) * math.log(2 * math.pi) + factor.diagonal().log().sum()
+        constant = 0.5 * len(factor) * LOG_2PI + factor.diagonal().log().sum()
         centers = self.means.flatten(1) @ inverse.T  # (M, d)
 
         def energy(x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Field:
         return energy
 
     def pooled(self) -> "Field":
-        """The law of the field after average pooling of 2 x 2 pixels."""
+        """The field after average pooling of 2 x 2 pixels."""
         half = self.size // 2
         pair = torch.eye(half, dtype=self.means.dtype, device=self.means.device).repeat_interleave(2, 1) / 2
         matrix = torch.kron(pair, pair)  # (half^2, size^2)
@@ -56,7 +56,7 @@ class Field:
         return Field(self.weights, means, matrix @ self.covariance @ matrix.T)
 
     def to(self, device: torch.device | str) -> "Field":
-        """The same law on another device."""
+        """The same field on another device."""
         return Field(self.weights.to(device), self.means.to(device), self.covariance.to(device))
 
 
@@ -97,7 +97,7 @@ def two_fields(
 ) -> Field:
     """Two smooth fields on an n x n torus: means +- amplitude cos(2 pi column / n), spectrum (1 + |k|^2)^(-slope).
 
-    `variance` is a pixel's within a component, `weight` belongs to the mean +. In the Fourier basis the law is a
+    `variance` is a pixel's within a component, `weight` belongs to the mean +. In the Fourier basis the density is a
     product: one direction is a mixture of two normals, every other one is normal.
     """
     spectrum = (1 + wavenumber(n) ** 2) ** -slope

@@ -9,7 +9,6 @@ from torch import Tensor
 # A centered square that reaches TAIL standard deviations past the outermost point of a smooth target's skeleton
 # leaves out at most 4 Phi(-5.2) = 4e-7 of the mass.
 TAIL = 5.2
-LOG_2PI = math.log(2 * math.pi)
 BLOCK = 2**19  # points times nodes at once in a quadrature: bounds its memory
 
 
@@ -38,7 +37,7 @@ class Density:
         return self._log_density(x)
 
     def blurred(self, std: float) -> "Density":
-        """The law of x + std * xi, xi ~ N(0, I): the same kind of density, exact again."""
+        """The density of x + std * xi, xi ~ N(0, I): of the same kind, exact again."""
         check_number("std", std, zero=True)
         return self._blur(std)
 
@@ -48,7 +47,7 @@ class Density:
 
 
 def in_blocks(log_density: Callable[[Tensor], Tensor], x: Tensor, nodes: int) -> Tensor:
-    """log_density(x), block by block, so that points times nodes stay below BLOCK."""
+    """log_density(x) in blocks, so that points times nodes stay below BLOCK."""
     return torch.cat([log_density(part) for part in x.split(max(1, BLOCK // nodes))])
 
 
