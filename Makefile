@@ -19,7 +19,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-# One worker a core, at most eight: each holds PyTorch in memory. WORKERS=0 runs all tests in one process.
+# One worker per core, at most eight: each holds PyTorch in memory. WORKERS=0 is pytest alone, without pytest-xdist.
 WORKERS ?= logical
 PYTEST := $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup
 

@@ -24,7 +24,6 @@ import torch
 from cells import all_rows, first_fit, small_drl
 from cells import run_cells as run_cells_of
 
-from book.execution import NO_START
 from book.project import Project
 from ebmlib import data
 from ebmlib.nets.mlp import MLP
@@ -38,6 +37,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 DRL = ROOT / "notebooks" / "drl_cifar.ipynb"
 COMMON = ["preset", "seed", "device", "dataset", "run_dir", "resume", "checkpoint"]
+NO_START = "Kernel died before replying to kernel_info"  # papermill's message; nothing has run then
 OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
 SMOKE = {"preset": "smoke", "dataset": "fashion_mnist", "device": "cpu"}
 SMOKE_WORDS = ("-p", "preset", "smoke", "-p", "dataset", "fashion_mnist")
@@ -354,8 +354,6 @@ FAR = {"preset": "gpu", "dataset": "cifar10"}  # a set that is not here, and no 
 BAD = {
     "preset": ({"preset": "gigantic"}, r"preset = 'gigantic': allowed are smoke, quick, cpu"),
     "dataset": ({"dataset": "cifar11"}, "cifar10"),
-    "T word": ({"T": "banana"}, "T = 'banana': allowed is a whole number"),
-    "T zero": ({"T": 0}, "T = 0 levels: allowed are 1, any whole number from 2 to 501, and 1000"),
     "T 700": ({"T": 700}, "T = 700 levels: allowed are 1, any whole number from 2 to 501, and 1000"),
     "name": ({"iteratons": 3}, r"unknown parameter iteratons \(did you mean iterations\?\)"),
     "device": ({"device": "cuda:9"}, "cpu"),
