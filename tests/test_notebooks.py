@@ -432,7 +432,7 @@ def test_the_papers_other_settings_run(in_process, monkeypatch, words: str):
 @pytest.mark.timeout(1800)
 def test_a_killed_run_is_resumed_by_the_notebook(in_process, tmp_path: Path):
     """kill -9 in the middle of training; resume=True ends with the weights of a run that nobody killed."""
-    words = [*SMOKE_WORDS, "-p", "iterations", "400", "-p", "K", "1", "-p", "run_dir", "run"]
+    words = [*SMOKE_WORDS, "-p", "iterations", "200", "-p", "K", "1", "-p", "run_dir", "run"]
     killed = tmp_path / "killed"
     killed.mkdir()
     command = [str(Path(sys.executable).with_name("papermill")), str(DRL), "out.ipynb", *words]
@@ -446,9 +446,9 @@ def test_a_killed_run_is_resumed_by_the_notebook(in_process, tmp_path: Path):
     assert json.loads((killed / "run" / "run.json").read_text())["finished"] is False
     again = run_papermill(DRL, killed / "again.ipynb", killed, *words, "-p", "resume", "True")
     assert again.returncode == 0, again.stderr[-1500:]
-    run_cells(None, **SMOKE, iterations=400, K=1, run_dir=str(tmp_path / "run"))
+    run_cells(None, **SMOKE, iterations=200, K=1, run_dir=str(tmp_path / "run"))
     last = [max((folder / "run").glob("step-*")) for folder in (killed, tmp_path)]
-    assert last[0].name == last[1].name == "step-00000400.safetensors"
+    assert last[0].name == last[1].name == "step-00000200.safetensors"
     nets = [checkpoint.load(path)[0]["net"]["net"] for path in last]
     assert cells_of.same(*nets)
 
