@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # With pytest-xdist, tests that use one of these fixtures run in one worker, one after the other: the fixture is made
 # once, and the browsers or processes of two tests do not compete for the cores.
 GROUPS = {
-    "book": {"smoke_book", "site", "browser", "alone", "lab"},
+    "book": {"smoke_book", "site", "browser", "lab"},
     "processes": {"together", "start"},  # tests/test_parallel.py and tests/test_launch.py
     "playground": {"engine"},
     "speed": {"dry"},
