@@ -19,6 +19,10 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
+# One worker per core, at most eight: each holds PyTorch in memory. WORKERS=0 is pytest alone, without pytest-xdist.
+WORKERS ?= logical
+PYTEST := $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup
+
 .PHONY: help env book test test-slow lint format smoke lab mutants results gpu compare bench kills lock clean
 .DEFAULT_GOAL := help
 
@@ -41,10 +45,10 @@ book: env ## execute what changed at preset quick and build the book into build/
 	@$(RUN) -m book.build
 
 test: lint ## lint, science and unit tests, every notebook at smoke, the book's build and links
-	@$(RUN) -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-slow: env ## the slow groups: many kills, many papermill runs, every page in a browser
-	@$(RUN) -m pytest -m slow
+	@$(PYTEST) -m slow
 
 lint: env ## ruff over code and notebooks
 	@$(RUN) -m ruff check --quiet .

@@ -6,14 +6,11 @@ from pathlib import Path
 import cells
 import pytest
 import torch
+from cells import small_drl
 
 from ebmlib.nets.mlp import MLP
-from ebmlib.nets.wideresnet import TimeWideResNet
 from ebmlib.papers import recovery
 from ebmlib.run import checkpoint
-
-ROOT = Path(__file__).resolve().parents[1]
-
 
 pytestmark = pytest.mark.usefixtures("in_process")
 run_cells = partial(cells.run_cells, "drl_interpolation", preset="smoke", device="cpu")
@@ -22,7 +19,7 @@ run_cells = partial(cells.run_cells, "drl_interpolation", preset="smoke", device
 @pytest.mark.slow
 def test_shared_noise_holds_a_row_together_and_fresh_noise_does_not(tmp_path: Path):
     """With the bundled weights, and no training: then no run is made and no row speaks of one."""
-    namespace, _ = run_cells("results.show", own_iterations=0, pairs=16, at_once=6, steps=5)
+    namespace, _ = run_cells("job.show(", own_iterations=0, pairs=16, at_once=6, steps=5)
     rows = {row.name: row for row in namespace["found"]}
     assert {(row.dataset, row.n, row.preset) for row in rows.values()} == {("fashion_mnist", 16, "smoke")}
     assert all("16 pairs, 5 points, arc; " in row.protocol for row in rows.values())
@@ -35,29 +32,20 @@ def test_shared_noise_holds_a_row_together_and_fresh_noise_does_not(tmp_path: Pa
     lost = arc - line
     assert lost.mean() > 3 * lost.std() / len(lost) ** 0.5
     assert [name for name in rows if "short" in name] == []
-    assert list(tmp_path.rglob("step-*")) == []
+    assert not list(tmp_path.rglob("step-*"))
 
 
 def test_the_rows_of_the_short_training_name_its_own_iterations():
-    namespace, _ = run_cells("results.show")
+    namespace, _ = run_cells("job.show(")
     (short,) = [row for row in namespace["found"] if "short" in row.name]
     assert short.protocol.endswith("EMA weights after 2 iterations")
-    assert namespace["folder"].checkpoints()
+    assert list(Path("runs").rglob("step-*"))
     assert all(torch.equal(x[0], namespace["smooth"][0]) for x in (namespace["line"], namespace["fade"]))
 
 
-def small(path: Path, **more) -> str:
-    """Weights as drl_cifar writes them: another size and ladder than the bundled file's."""
-    net = {"channels": 1, "width": 4, "multipliers": [1], "blocks": 1, "head": "dense", "spectral": True}
-    its = {"T": 2, "K": 3, "b2": 0.01, "variant": "text", "size": 8, "noise": 0.7}
-    key = {"net": net, "settings": its, "dataset": "fashion_mnist", **more}
-    torch.manual_seed(1)
-    return str(checkpoint.save_weights(path, TimeWideResNet(**net), {"key": key, "iteration": 1234}))
-
-
 def test_net_size_and_chains_are_the_checkpoints(tmp_path: Path):
-    path = small(tmp_path / "small.safetensors")
-    namespace, _ = run_cells("results.show", checkpoint=path, preset="paper", pairs=3, steps=3, at_once=2)
+    path = small_drl(tmp_path / "small.safetensors")
+    namespace, _ = run_cells("job.show(", checkpoint=path, preset="paper", pairs=3, steps=3, at_once=2)
     assert namespace["smooth"].shape == (3, 3, 1, 8, 8)
     assert torch.equal(namespace["tables"].delta, recovery.noising(2, 0.01, "text").delta)
     says = "size = 8, T = 2, K = 3, b2 = 0.01, variant = text, noise = 0.7; EMA weights after 1,234 iterations"
@@ -75,10 +63,10 @@ def test_net_size_and_chains_are_the_checkpoints(tmp_path: Path):
 )
 def test_the_wrong_weights_stop_the_page_before_anything_is_read_or_trained(tmp_path, monkeypatch, given, sentence):
     checkpoint.save_weights(tmp_path / "foreign.safetensors", MLP())
-    small(tmp_path / "faces.safetensors", dataset="celeba")
+    small_drl(tmp_path / "faces.safetensors", dataset="celeba")
     monkeypatch.setattr("ebmlib.data.images", lambda *_, **__: pytest.fail("images were read", pytrace=False))
     given = {name: text.replace("{folder}", str(tmp_path)) for name, text in given.items()}
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=sentence):
-        run_cells("results.show", **given)
+        run_cells("job.show(", **given)
     assert sorted(tmp_path.iterdir()) == before

@@ -68,15 +68,6 @@ def test_the_bundled_checkpoint_draws_with_its_own_noise(monkeypatch):
     assert corners < -0.8
 
 
-def test_the_page_describes_the_bundled_checkpoint():
-    namespace: dict = {}
-    exec(block("checkpoint.load(path)"), namespace)
-    cfg, side = namespace["cfg"], namespace["cfg"]["size"]
-    assert f"at {side} x {side} pixels" in PAGE
-    assert f"of shape `(B, 1, {side}, {side})`" in PAGE
-    assert f"here {cfg['noise']:g}".replace("0.", ".") in PAGE
-
-
 def test_an_energy_of_your_own(capsys):
     namespace: dict = {}
     exec(block("banana"), namespace)
