@@ -42,10 +42,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "targets.fields": ({"core"}, set()),
     "partition": ({"core", "samplers"}, set()),
     "run.parallel": (set(), set()),
-    "run.checkpoint": ({"run.parallel"}, {"safetensors"}),
+    "run.checkpoint": ({"files"}, {"safetensors"}),
+    "run.folder": ({"files", "run.checkpoint", "run.parallel"}, {"filelock"}),
     "run.history": (set(), set()),
-    "run.training": ({"run.checkpoint", "run.history", "run.parallel"}, {"tqdm"}),
-    "run.launch": ({"data", "metrics.images", "run.parallel", "run.training"}, set()),
+    "run.training": ({"run.checkpoint", "run.folder", "run.history", "run.parallel"}, {"tqdm"}),
+    "run.launch": ({"run.parallel", "run.training"}, set()),
     "metrics.cache": ({"run.checkpoint"}, set()),
     "metrics.images": (
         {"metrics.cache", "run.checkpoint", "core", "data", "metrics.features", "metrics.inception", "page.results"},
@@ -64,7 +65,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
 INSIDE = {
     "papers.flow": {"torchdiffeq"},
     "imagefiles": {"PIL"},
-    "run.launch": {"IPython", "accelerate", "click", "nbformat", "papermill"},
+    "run.launch": {"accelerate", "click", "nbformat", "papermill"},
     "metrics.images": {"torchmetrics"},
     "metrics.features": {"safetensors"},
     "metrics.inception": {"torchmetrics"},

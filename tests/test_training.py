@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ebmlib.run import training
-from ebmlib.run.training import Batches, Diverged, Draws, Ema, History, fit, load, load_module, open_run, save, seeded
+from ebmlib.run.training import Batches, Diverged, Draws, History, fit, load, load_module, open_run, save, seeded
 
 KEY = {"a": 1, "widths": [16, 16]}
 
@@ -52,13 +52,13 @@ def train(run, iterations=60, save_every=7, at=None, width=16, device="cpu", **o
     net = small_net(width).to(device)
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     data = torch.randn(50, 2, generator=seeded(5))
-    rng, chain, reservoir, ema = seeded(6), seeded(7, device), Reservoir(), Ema(net, 0.9)
+    rng, chain, reservoir, ema = seeded(6), seeded(7, device), Reservoir(), training.ema(net, 0.9)
     batches = Batches(data, 16, rng, lambda x, r: x + 0.1 * torch.randn(x.shape, generator=r).to(x.device), device)
     torch.manual_seed(8)
     done = [int(path.stem[5:]) for path in run.checkpoints()[-1:]] if run else []
     count, rates = (done or [0])[0], []
 
-    def step(x):
+    def step(x, done):
         nonlocal count
         count += 1
         rates.append(optimizer.param_groups[0]["lr"])
@@ -86,8 +86,8 @@ def train(run, iterations=60, save_every=7, at=None, width=16, device="cpu", **o
         save_every=save_every,
         **options,
     )
-    end = [*net.state_dict().values(), *ema.state_dict().values(), reservoir.rows, torch.rand(3)]
-    end += [next(batches), torch.rand(3, generator=rng), torch.rand(3, generator=chain, device=device)]
+    end = [*net.state_dict().values(), *ema.module.state_dict().values(), reservoir.rows, torch.rand(3)]
+    end += [ema.n_averaged, next(batches), torch.rand(3, generator=rng), torch.rand(3, generator=chain, device=device)]
     end += [value for entry in optimizer.state_dict()["state"].values() for value in entry.values()]
     end += [torch.from_numpy(history[name]) for name in history.names()]
     return [value.cpu().clone() for value in end], history, rates
@@ -378,7 +378,7 @@ def test_weights_that_break_under_a_finite_loss_are_not_saved(tmp_path):
     net = small_net()
     optimizer = torch.optim.SGD(net.parameters(), 1e-2)
 
-    def step(x):  # sqrt has an infinite slope at 0: the loss is finite, the gradient is not
+    def step(x, done):  # sqrt has an infinite slope at 0: the loss is finite, the gradient is not
         return sum((0 * p).square().sum().sqrt() for p in net.parameters()) + net(x).mean(), {}
 
     run = open_run("n", KEY, tmp_path / "run")
@@ -395,7 +395,7 @@ def test_weights_that_break_under_a_finite_loss_are_not_saved(tmp_path):
 
 
 def test_a_stat_is_bounded_only_if_it_is_named():
-    def step(x):
+    def step(x, done):
         return net(x).square().mean(), {"gap": torch.tensor([0.0, float("nan") if len(seen) == 12 else 5.0])}
 
     seen = []
@@ -643,17 +643,17 @@ def test_a_run_that_was_let_go_writes_nothing_once_another_has_gone_on_with_it(t
     old = open_run("n", KEY, tmp_path / "run")
     train(old, iterations=7)
     old.close()
-    old.write(note="still mine")  # nobody was here
+    old.describe(note="still mine")  # nobody was here
     old.close()
     other = open_run("n", KEY, tmp_path / "run", resume=True)
     train(other, iterations=14)
     other.finish()
     kept = {path: path.read_bytes() for path in other.folder.iterdir() if path.is_file() and path.name != ".lock"}
-    for late in (lambda: old.write(finished=False), lambda: old.save(8, {"x": torch.ones(1)}, {}), old.finish):
+    for late in (lambda: old.describe(later=1), lambda: old.save(8, {"x": torch.ones(1)}, {}), old.finish):
         with pytest.raises(RuntimeError, match=r"run was taken over by another process$"):
             late()
     assert {path: path.read_bytes() for path in kept} == kept
-    assert "note" in json.loads((other.folder / "run.json").read_text())
+    assert json.loads((other.folder / "run.json").read_text())["finished"] is True
 
 
 def test_runs_that_start_together_get_a_folder_each(tmp_path):
@@ -737,10 +737,10 @@ def test_warm_up_rates_are_exact_and_given_back():
     optimizer = torch.optim.SGD([{"params": [weight], "lr": 0.5}])
     draws = iter(lambda: torch.ones(2), None)
     options = {"net": nn.Linear(1, 1), "optimizer": optimizer, "iterations": 4, "progress": False}
-    fit(lambda x: ((weight * x).sum(), {}), draws, warmup=8, **options)
+    fit(lambda x, done: ((weight * x).sum(), {}), draws, warmup=8, **options)
     assert torch.equal(weight.detach(), torch.full((2,), -0.5 * (1 + 2 + 3 + 4) / 8))  # exact in binary
     assert optimizer.param_groups[0]["lr"] == 0.5
-    fit(lambda x: ((weight * x).sum(), {}), draws, clip_norm=0.5**0.5, **options)
+    fit(lambda x, done: ((weight * x).sum(), {}), draws, clip_norm=0.5**0.5, **options)
     torch.testing.assert_close(weight.detach(), torch.full((2,), -0.625 - 4 * 0.5 * 0.5))  # (1, 1) clipped to (.5, .5)
 
 
@@ -764,7 +764,7 @@ def test_the_half_cosine_falls_to_zero_and_resumes(tmp_path):
 def test_gradients_left_behind_by_the_step_do_not_count():
     weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
-    def step(x):
+    def step(x, done):
         (100 * weight).sum().backward()
         return (weight * x).sum(), {}
 
@@ -783,21 +783,21 @@ def test_ema_against_the_closed_form():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
     values = torch.randn(40, 2, 3, dtype=torch.float64)
-    start, ema = net[0].weight.detach().clone(), Ema(net, 0.9)
+    start, ema = net[0].weight.detach().clone(), training.ema(net, 0.9)
     assert not ema.module.training
     assert not any(p.requires_grad for p in ema.module.parameters())
     for i, value in enumerate(values):
         with torch.no_grad():
             net[0].weight.copy_(value)
             net[1].running_mean.fill_(i)
-        ema.update()
+        ema.update_parameters(net)
     powers = 0.9 ** torch.arange(39, -1, -1, dtype=torch.float64)
     wanted = 0.9**40 * start + 0.1 * (powers[:, None, None] * values).sum(0)
     torch.testing.assert_close(ema.module[0].weight, wanted, rtol=1e-12, atol=0)
     assert torch.equal(net[0].weight, values[-1])
     assert ema.module[1].running_mean.tolist() == [39, 39]
     with pytest.raises(ValueError, match=r"decay is 1.0; it must lie in \[0, 1\)"):
-        Ema(net, 1.0)
+        training.ema(net, 1.0)
 
 
 @pytest.mark.parametrize("kind", ["float", "uint8", "memory-mapped"])
@@ -845,7 +845,7 @@ def test_draws_resume_through_their_generator(tmp_path):
         net, seen = small_net(), []
         draws = Draws(lambda n, rng: torch.randn(n, 2, generator=rng), 8, seeded(4))
 
-        def step(x):
+        def step(x, done):
             seen.append(x)
             return net(x).square().mean(), {}
 
@@ -868,10 +868,10 @@ def test_draws_resume_through_their_generator(tmp_path):
 
 def test_two_nets_and_a_history_of_levels(tmp_path):
     nets = {"encoder": nn.Linear(2, 2), "energy": nn.Linear(2, 1)}
-    emas = {"energy": Ema(nets["energy"], 0.5)}
+    emas = {"energy": training.ema(nets["energy"], 0.5)}
     optimizer = torch.optim.SGD([p for net in nets.values() for p in net.parameters()], 0.1)
 
-    def step(x):
+    def step(x, done):
         loss = nets["energy"](nets["encoder"](x)).square().mean()
         return loss, {"level": torch.stack([loss, 2 * loss, torch.tensor(float("nan"))])}
 
