@@ -326,16 +326,14 @@ class _Keeper(contextlib.AbstractContextManager):
                 self.run.close()  # the same process may resume it
 
     def _stop_if_bad(self, iteration: int, weights: bool) -> None:
-        found = self.watch.check()
-        if found is None and weights:
+        bad = next((found for found in parallel.gathered(self.watch.check()) if found), None)  # all stop, or none
+        if weights and bad is None:
+            parallel.agree(f"the weights at iteration {iteration}", [value for _, value in self.parts.weights()])
             broken = (name for name, value in self.parts.weights() if not torch.isfinite(value).all())
-            found = next(((iteration, f"the weight {name} is not finite") for name in broken), None)
-        bad = next((each for each in parallel.gathered(found) if each is not None), None)  # so that all stop, or none
+            bad = next(((iteration, f"the weight {name} is not finite") for name in broken), None)
         if bad is not None:
             message = f"training diverged at iteration {bad[0]}: {bad[1]}; {self._last_good()}"
             raise Diverged(message, bad[0], self.good, self.parts.history)
-        if weights:
-            parallel.agree(f"the weights at iteration {iteration}", [value for _, value in self.parts.weights()])
 
     def _last_good(self) -> str:
         if self.good is None:
