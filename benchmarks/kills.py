@@ -48,14 +48,14 @@ def train(folder: Path, iterations: int = ITERATIONS) -> None:
     net = MLP(width=32, depth=2)
     pool = Reservoir(lambda n, rng: torch.randn(n, 2, generator=rng), rng, capacity=200, restart=0.05)
 
-    def step(x):
+    def step(x, done):
         with evaluating(net):
             x_neg, _ = langevin(net, pool.draw(len(x), rng), chain, rng=rng)
         pool.push(x_neg, rng)
         return contrastive(net(x), net(x_neg))
 
     run = training.open_run("kills", KEY, folder, resume=any(folder.glob("step-*.safetensors")))
-    parts = {"net": net, "ema": training.Ema(net, 0.99), "optimizer": torch.optim.Adam(net.parameters(), 1e-3)}
+    parts = {"net": net, "ema": training.ema(net, 0.99), "optimizer": torch.optim.Adam(net.parameters(), 1e-3)}
     batches = training.Draws(target.sample, 32, rng)
     training.fit(
         step, batches, **parts, iterations=iterations, run=run, state=[pool], save_every=SAVE_EVERY, progress=False

@@ -323,17 +323,43 @@ def test_resume_on_cuda_is_bit_identical_with_deterministic(tmp_path):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_seconds_add_up_over_resumes(tmp_path):
-    def slow(iteration, loss):
-        time.sleep(0.02)
-        return loss
+def test_seconds_and_sums_add_up_over_resumes(tmp_path):
+    def go(run, iterations):
+        net = small_net()
 
+        def step(x, done):
+            time.sleep(0.02)
+            sum(range(100_000))  # milliseconds of CPU time
+            return net(x).square().mean(), {"work": 10**8 + 1, "probe": 0.5} if done < 0.45 else {"work": 1}
+
+        draws = Draws(lambda n, rng: torch.randn(n, 2, generator=rng), 4, seeded(0))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        options = {"run": run, "log_every": 4, "clock": True, "progress": False, "save_every": 5}
+        return fit(step, draws, net=net, optimizer=optimizer, iterations=iterations, **options)
+
+    whole = go(None, 20)
+    assert whole.total("work") == 9 * (10**8 + 1) + 11
+    assert whole.total("probe") == 4.5
+    assert whole["work"].tolist() == [
+        10**8 + 1,
+        4 * (10**8 + 1),
+        8 * (10**8 + 1),
+        *(9 * (10**8 + 1) + k for k in (3, 7, 11)),
+    ]
+    assert np.isnan(whole["probe"][3:]).all()
+    assert 0 < whole["cpu_seconds"][0] < whole["cpu_seconds"][-1] <= whole.total("cpu_seconds")
     with open_run("n", KEY, tmp_path / "run") as run:
-        *_, first, _ = train(run, iterations=7, at=slow)
+        first = go(run, 10)
     began = time.perf_counter()
-    *_, second, _ = train(open_run("n", KEY, tmp_path / "run", resume=True), iterations=14, at=slow)
-    assert first.seconds >= 7 * 0.02
-    assert first.seconds + 7 * 0.02 <= second.seconds <= first.seconds + time.perf_counter() - began
+    with open_run("n", KEY, tmp_path / "run", resume=True) as run:
+        second = go(run, 20)
+    assert second.total("work") == first.total("work") + 10
+    assert second["work"][:3].tolist() == first["work"].tolist()
+    assert second.total("cpu_seconds") > first.total("cpu_seconds")
+    assert first.seconds >= 10 * 0.02
+    assert first.seconds + 10 * 0.02 <= second.seconds <= first.seconds + time.perf_counter() - began
+    with pytest.raises(KeyError, match="no stat named 'loss' is a plain number"):
+        whole.total("loss")
 
 
 def test_a_checkpoint_of_another_net_or_run_is_not_resumed(tmp_path):
@@ -345,6 +371,153 @@ def test_a_checkpoint_of_another_net_or_run_is_not_resumed(tmp_path):
     one_line(error)
     with pytest.raises(ValueError, match="1 of kind ema, here are 0"):
         train(open_run("n", KEY, tmp_path / "run", resume=True), ema=None)
+    with pytest.raises(ValueError, match=r"its mean has decay 0\.9, not 0\.5"):
+        train(open_run("n", KEY, tmp_path / "run", resume=True), ema=training.ema(small_net(), 0.5))
+
+
+# Stages --------------------------------------------------------------------------------------------------------------
+
+STAGES = ("First: of two", "second", "third")
+
+
+def staged(run, rng, computed, stop=None, names=STAGES):
+    """Three trainings, each from what the one before left; `stop` is a (stage, iteration) where Ctrl-C comes."""
+    weight = torch.ones(2)
+    for name in names:
+
+        def compute(stage, name=name, weight=weight):
+            computed.append(name)
+            net, chain = nn.Linear(2, 1), seeded(1)
+            with torch.no_grad():
+                net.weight.copy_(weight)
+
+            def step(x, done):
+                if stop == (name, round(20 * done)):
+                    os.kill(os.getpid(), signal.SIGINT)
+                y = x + torch.randn(x.shape, generator=chain)  # as a chain does
+                return (net(y) - torch.rand(len(x), 1)).square().mean(), {"work": len(x)}
+
+            draws = Draws(lambda n, rng: torch.randn(n, 2, generator=rng), 4, rng)
+            options = {"iterations": 20, "save_every": 6, "generators": [chain], "warmup": 10, "progress": False}
+            optimizer = torch.optim.Adam(net.parameters(), 0.1)
+            history = fit(step, draws, net=net, optimizer=optimizer, run=stage, **options)
+            weights = net.weight.detach()[0]
+            return {"weights": [weights, weights.numpy()], "work": history.total("work"), "name": (name, None)}
+
+        result = run.once(name, compute)
+        assert result["name"] == (name, None)
+        assert result["work"] == 80
+        weight = result["weights"][0]
+    return weight, torch.rand(3), torch.rand(3, generator=rng)
+
+
+def staged_from(folder, resume=False, stop=None, **options):
+    torch.manual_seed(0)
+    rng, computed = seeded(2), []
+    run = open_run("n", KEY, folder, resume, generators=[rng])
+    try:
+        return staged(run, rng, computed, stop, **options), computed
+    finally:
+        run.close()
+
+
+def test_an_interrupted_run_of_stages_goes_on_bit_for_bit(tmp_path):
+    whole, computed = staged_from(tmp_path / "whole")
+    assert computed == list(STAGES)
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir() if path.is_dir()) == [
+        "first-of-two",
+        "second",
+        "third",
+    ]
+    for stage, iteration, left in ((STAGES[0], 0, 3), (STAGES[1], 9, 2), (STAGES[2], 19, 1)):
+        folder = tmp_path / f"{left}"
+        with pytest.raises(KeyboardInterrupt):
+            staged_from(folder, stop=(stage, iteration))
+        assert not list(folder.glob("step-*")), "the run itself has no checkpoint, and is resumed for its stages"
+        again, computed = staged_from(folder, resume=True)
+        assert computed == list(STAGES[-left:])
+        assert same(again, whole)
+    again, computed = staged_from(tmp_path / "whole", resume=True)
+    assert computed == []
+    assert same(again, whole)
+
+
+def test_a_stage_whose_folder_was_deleted_runs_again_and_so_do_those_after_it(tmp_path):
+    whole, _ = staged_from(tmp_path / "run")
+    kept = (tmp_path / "run" / "first-of-two" / "result.safetensors").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "run" / "second")
+    with pytest.raises(KeyboardInterrupt):
+        staged_from(tmp_path / "run", resume=True, stop=("second", 3))
+    again, computed = staged_from(tmp_path / "run", resume=True)
+    assert computed == ["second", "third"]
+    assert same(again, whole)
+    assert (tmp_path / "run" / "first-of-two" / "result.safetensors").stat().st_mtime_ns == kept
+    _, computed = staged_from(tmp_path / "run", resume=True, names=("First: of two", "new", "second", "third"))
+    assert computed == ["new", "second", "third"]
+    (tmp_path / "run" / "first-of-two" / "result.safetensors").unlink()
+    assert staged_from(tmp_path / "run", resume=True)[1] == list(STAGES)
+
+
+def test_stages_that_cannot_be_told_apart_or_are_damaged_are_refused(tmp_path):
+    value = lambda: {"x": torch.ones(3, dtype=torch.bfloat16), "list": [1, None, "a"]}
+    with open_run("n", KEY, tmp_path / "run") as run:
+        assert_equal(run.once("A, b", lambda stage: value()), value())
+        for name in ("A, b", "a-b", "..", "tensorboard"):
+            with pytest.raises(ValueError, match="each needs a name of its own"):
+                run.once(name, lambda stage: 1)
+        (tmp_path / "run" / "mine").mkdir()
+        (tmp_path / "run" / "mine" / "note.txt").write_text("keep")
+        with pytest.raises(ValueError, match="mine is not a stage of this run"):
+            run.once("mine", lambda stage: 1)
+    path = tmp_path / "run" / "a-b" / "result.safetensors"
+    whole = path.read_bytes()
+    for damage in (
+        lambda: path.write_bytes(whole[:-1]),
+        lambda: save(path, {"result": 1}, {"stage": "A, b", "hash": ""}),
+    ):
+        damage()
+        with (
+            open_run("n", KEY, tmp_path / "run", resume=True) as run,
+            pytest.raises(ValueError, match="delete") as error,
+        ):
+            run.once("A, b", lambda stage: pytest.fail("it would be lost"))
+        assert str(path) in one_line(error)
+    path.write_bytes(whole)
+    assert (tmp_path / "run" / "mine" / "note.txt").read_text() == "keep"
+
+
+def test_an_error_leaves_a_stage_and_finish_ends_the_whole_run(tmp_path):
+    def fail(folder, call):
+        with pytest.raises(ZeroDivisionError), open_run("n", KEY, folder) as run:
+            run.once("a", call)
+
+    fail(tmp_path / "run", lambda stage: 1 / 0)
+    assert (tmp_path / "run" / "a").exists()
+    with open_run("n", KEY, tmp_path / "run", resume=True) as run:
+        assert run.once("a", lambda stage: stage.once("within", lambda inner: [1.5])) == [1.5]
+        assert run.once("b", lambda stage: {}) == {}
+        run.finish()
+    assert (tmp_path / "run" / "a" / "within" / "result.safetensors").exists()
+    with pytest.raises(FileNotFoundError, match="no unfinished run"):
+        open_run("n", KEY, tmp_path / "run", resume=True)
+    with open_run("n", KEY, tmp_path / "run") as run:
+        assert run.folder == tmp_path / "run-2"
+
+
+def test_what_describes_a_run_is_in_its_headers_and_not_in_its_hash(tmp_path):
+    with open_run("n", KEY, tmp_path / "run") as run:
+        run.describe(net={"width": 16})
+        run.once("a", lambda stage: stage.save(3, {"net": {"net": {}}}, {}) and 0)
+        train(run, iterations=7)
+        run.describe(net={"width": 16}, more=[1])
+        with pytest.raises(ValueError, match="another net already"):
+            run.describe(net={"width": 8})
+    for path in (run.checkpoints()[-1], *(tmp_path / "run" / "a").glob("*.safetensors")):
+        assert load(path)[1]["key"] == {**KEY, "net": {"width": 16}}
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["key"] == {**KEY, "net": {"width": 16}, "more": [1]}
+    assert about["hash"] == open_run("n", KEY, tmp_path / "other").hash
+    open_run("n", KEY, tmp_path / "run", resume=True).close()
 
 
 # Divergence ----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Run:
         if not done:
             result = compute(stage)
             stored = lambda: {"result": result, **parallel.random_state(self.generators)}
-            parallel.once(lambda: save(stage.create() / RESULT, stored(), about))
+            parallel.once(lambda: save(stage.create() / RESULT, stored(), {**about, "key": self.key}))
         objects = parallel.once(lambda: _result(stage._folder, about))  # the same, whether new or of an earlier process
         parallel.set_random_state(objects, self.generators)
         self._called.append(place)
