@@ -176,10 +176,10 @@ def test_resume_is_not_vacuous(tmp_path):
     assert same(whole, train(open_run("n", KEY, tmp_path / "half", resume=True))[0])
 
 
-def kill_and_resume(tmp_path, child, kills, seed):
-    """Kill -9 at seeded moments after the first checkpoint; checkpoints come so often that kills fall into writes."""
-    pick = random.Random(seed)
-    waits = [pick.uniform(0.0, 0.25) for _ in range(kills)]
+def test_resume_after_kill_9(tmp_path, child):
+    """At seeded moments after the first checkpoint; checkpoints come so often that kills fall into writes."""
+    pick = random.Random(11)
+    waits = [pick.uniform(0.0, 0.25) for _ in range(2)]
     iterations, width = 300 + int(1000 * sum(waits)), 400  # the child makes fewer than 1000 a second
     whole, *_ = train(None, iterations, width=width)
     folder, landed = tmp_path / "run", 0
@@ -189,7 +189,7 @@ def kill_and_resume(tmp_path, child, kills, seed):
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         landed += process.wait() == -signal.SIGKILL
-    assert landed == kills, "the run was over before a kill; make it longer"
+    assert landed == len(waits), "the run was over before a kill; make it longer"
     run = open_run("n", KEY, folder, resume=True)
     assert not list(folder.glob(".*.tmp"))
     for path in run.checkpoints():
@@ -197,16 +197,6 @@ def kill_and_resume(tmp_path, child, kills, seed):
     assert same(whole, train(run, iterations, save_every=3, width=width)[0])
     assert folders(tmp_path)[0] == "run"
     assert not (tmp_path / "run-2").exists()
-
-
-def test_resume_after_kill_9(tmp_path, child):
-    kill_and_resume(tmp_path, child, kills=1, seed=11)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_resume_after_ten_kills(tmp_path, child):
-    kill_and_resume(tmp_path, child, kills=10, seed=12)
 
 
 def test_a_kill_between_the_last_checkpoint_and_its_log_leaves_no_old_log(tmp_path):
@@ -263,14 +253,6 @@ def test_memory_that_does_not_suffice_says_what_to_lower(tmp_path):
     assert error.value.checkpoint == good
     whole, *_ = train(None)
     assert same(whole, train(open_run("n", KEY, tmp_path / "run", resume=True))[0])
-
-
-def test_another_error_stays_what_it_is(tmp_path):
-    def wrong(iteration, loss):
-        return loss + torch.zeros(2) @ torch.zeros(3)
-
-    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
-        train(open_run("n", KEY, tmp_path / "run"), at=wrong)
 
 
 def test_tensorboard_has_every_logged_row_once(tmp_path):
@@ -642,16 +624,6 @@ def test_what_is_saved_comes_back_as_it_was(tmp_path):
     assert_equal(load(path)[0], objects)
 
 
-def test_the_file_is_plain_safetensors(tmp_path):
-    """Any reader of the format can open it, and nothing in it is pickled."""
-    from safetensors import safe_open
-
-    path = save(tmp_path / "x.safetensors", {"net": {"w": torch.ones(2)}})
-    with safe_open(path, framework="np") as file:
-        assert list(file.keys()) == ["/net/w"]
-        np.testing.assert_array_equal(file.get_tensor("/net/w"), [1, 1])
-
-
 def test_every_flipped_bit_and_every_truncation_is_refused(tmp_path):
     save(tmp_path / "other.safetensors", everything(), {"iteration": 1})
     other = (tmp_path / "other.safetensors").read_bytes()
@@ -716,12 +688,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_fragment(tmp_path, child)
     left = [path for path in folders(tmp_path) if "tensorboard" not in path]
     assert left == ["third", *("third/" + name for name in kept)]
     assert load(tmp_path / "third/step-00000014.safetensors")[1]["iteration"] == 14
-
-
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    with open_run("n", KEY, tmp_path / "run") as run:
-        train(run, keep=3)
-    assert [path.name for path in run.checkpoints()] == [f"step-{i:08d}.safetensors" for i in (49, 56, 60)]
 
 
 # Weights of a net ----------------------------------------------------------------------------------------------------
@@ -1011,32 +977,6 @@ def test_batches_resume_at_every_position():
         Batches(x, 14, seeded(0))
     with pytest.raises(ValueError, match="the saved order is of 13 rows, the data have 14"):
         Batches(torch.arange(14), 4, seeded(0)).load_state_dict(plain.state_dict())
-
-
-def test_draws_resume_through_their_generator(tmp_path):
-    def go(run, iterations):
-        net, seen = small_net(), []
-        draws = Draws(lambda n, rng: torch.randn(n, 2, generator=rng), 8, seeded(4))
-
-        def step(x, done):
-            seen.append(x)
-            return net(x).square().mean(), {}
-
-        fit(
-            step,
-            draws,
-            net=net,
-            optimizer=torch.optim.SGD(net.parameters(), 0.1),
-            iterations=iterations,
-            run=run,
-            progress=False,
-        )
-        return seen
-
-    whole = go(None, 9)
-    with open_run("n", KEY, tmp_path / "run") as run:
-        go(run, 4)
-    assert same(go(open_run("n", KEY, tmp_path / "run", resume=True), 9), whole[4:])
 
 
 def test_two_nets_and_a_history_of_levels(tmp_path):

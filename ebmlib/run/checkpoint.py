@@ -34,7 +34,6 @@ def save(path: str | Path, objects: Mapping[str, Any], meta: Mapping[str, Any] |
     tensors: dict[str, Tensor] = {}
     body = json.dumps({"format": FORMAT, "meta": dict(meta or {}), "objects": _pack(objects, tensors, "")})
     header = {"ebmlib": body, "sha256": digest(tensors, body)}
-    _unshare(tensors)
     try:
         with atomic(path) as draft:
             safetensors_torch.save_file(tensors, draft, metadata=header)
@@ -91,21 +90,11 @@ def _plain(value: Any) -> Any:
 
 
 def _put(value: Tensor, tensors: dict[str, Tensor], name: str) -> str:
-    value = value.detach().cpu().contiguous()
+    value = value.detach().to("cpu", copy=True).contiguous()  # safetensors refuses tensors that share memory
     while name in tensors:
         name += "'"
     tensors[name] = value
     return name
-
-
-def _unshare(tensors: dict[str, Tensor]) -> None:
-    """Copy views and second names of one storage: safetensors refuses tensors that share memory."""
-    seen: set[int] = set()
-    for name, value in tensors.items():
-        storage = value.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != value.numel() * value.element_size():
-            tensors[name] = value.clone()
-        seen.add(storage.data_ptr())
 
 
 def _unpack(node: Any, tensors: Mapping[str, Tensor]) -> Any:

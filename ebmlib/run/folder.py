@@ -146,7 +146,12 @@ class Run:
         return True
 
     def _reopen(self) -> None:
-        found = [(info.get("created", 0.0), number, folder, info) for number, folder, info in self._relatives()]
+        """Lock the newest unfinished run with this key that holds work."""
+        found, pattern = [], re.compile(re.escape(self._base.name) + r"(?:-(\d+))?")
+        for folder in self._base.parent.iterdir() if self._base.parent.is_dir() else ():
+            match, info = pattern.fullmatch(folder.name), _read(folder)
+            if match and info.get("hash") == self.hash and not info.get("finished") and _holds_work(folder):
+                found.append((info.get("created", 0.0), int(match[1] or 1), folder, info))
         if not found:
             raise FileNotFoundError(f"there is no unfinished run of these settings to resume at {self._base}")
         *_, folder, info = max(found, key=lambda entry: entry[:2])
@@ -157,15 +162,6 @@ class Run:
         _sweep(folder)
         self._folder = folder
         self._write(**{name: info[name] for name in ("created", "stages") if name in info})
-
-    def _relatives(self) -> Iterator[tuple[int, Path, dict[str, Any]]]:
-        """(number, folder, run.json) of the unfinished runs with this key that hold work."""
-        pattern = re.compile(re.escape(self._base.name) + r"(?:-(\d+))?")
-        for folder in sorted(self._base.parent.iterdir()) if self._base.parent.is_dir() else []:
-            match = pattern.fullmatch(folder.name)
-            info = _read(folder) if match else {}
-            if info.get("hash") == self.hash and not info.get("finished") and _holds_work(folder):
-                yield int(match[1] or 1), folder, info
 
     @parallel.by_the_first
     def _write(self, **entries: Any) -> None:

@@ -253,21 +253,16 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def _interrupts() -> Iterator[list[bool]]:
     """Within: the first Ctrl-C waits for the end of the iteration, so that nothing is lost; a second one does not."""
-    asked = []
+    asked: list[bool] = []
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
-        yield lambda: False
+        yield asked
         return
-
-    def ask(*_: Any) -> None:
-        asked.append(True)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, lambda *_: (asked.append(True), signal.signal(signal.SIGINT, before)))
     try:
-        yield lambda: bool(asked)
+        yield asked
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -391,7 +386,7 @@ def fit(
                     rates.step()
                 if clock:
                     stats = {**stats, "cpu_seconds": time.process_time() - began}
-                stop = any(parallel.gathered(asked()))
+                stop = any(parallel.gathered(bool(asked)))
                 keeper.look(iteration, loss, stats, last=stop or iteration == iterations)
                 bar.set_postfix_str(keeper.watch.text, refresh=False)
                 bar.update()
