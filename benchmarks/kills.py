@@ -11,9 +11,9 @@ nothing to resume: it begins again in its folder.
 """
 
 import argparse
-import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch._dynamo  # what a first optimizer imports, seconds long: once, before the forks
 
@@ -48,14 +49,14 @@ def train(folder: Path, iterations: int = ITERATIONS) -> None:
     net = MLP(width=32, depth=2)
     pool = Reservoir(lambda n, rng: torch.randn(n, 2, generator=rng), rng, capacity=200, restart=0.05)
 
-    def step(x):
+    def step(x, done):
         with evaluating(net):
             x_neg, _ = langevin(net, pool.draw(len(x), rng), chain, rng=rng)
         pool.push(x_neg, rng)
         return contrastive(net(x), net(x_neg))
 
     run = training.open_run("kills", KEY, folder, resume=any(folder.glob("step-*.safetensors")))
-    parts = {"net": net, "ema": training.Ema(net, 0.99), "optimizer": torch.optim.Adam(net.parameters(), 1e-3)}
+    parts = {"net": net, "ema": training.ema(net, 0.99), "optimizer": torch.optim.Adam(net.parameters(), 1e-3)}
     batches = training.Draws(target.sample, 32, rng)
     training.fit(
         step, batches, **parts, iterations=iterations, run=run, state=[pool], save_every=SAVE_EVERY, progress=False
@@ -81,28 +82,21 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def fingerprint(folder: Path) -> str:
-    """A hash over the last checkpoint's tensors and numbers and over the log, all but the seconds."""
-    newest = sorted(folder.glob("step-*.safetensors"))[-1]
-    objects, meta = checkpoint.load(newest)
-    digest = hashlib.sha256(str(meta["iteration"]).encode())
-    for line in leaves(objects):
-        digest.update(line)
-    digest.update((folder / "log.csv").read_bytes())
-    return digest.hexdigest()
+def fingerprint(folder: Path) -> tuple[int, str, bytes]:
+    """The last checkpoint's iteration, a hash over its tensors and numbers, and the log: all but the seconds."""
+    objects, meta = checkpoint.load(sorted(folder.glob("step-*.safetensors"))[-1])
+    known = {place: value for place, value in leaves(objects) if value is not None}
+    tensors = {p: v if isinstance(v, torch.Tensor) else torch.from_numpy(np.asarray(v)) for p, v in known.items()}
+    return meta["iteration"], checkpoint.digest(tensors), (folder / "log.csv").read_bytes()
 
 
 def leaves(value, path: str = ""):
-    """Every tensor and number of a nested object as bytes, with its place."""
-    if isinstance(value, dict):
-        for name in sorted(value, key=str):
-            yield from leaves(value[name], f"{path}/{name}")
-    elif isinstance(value, list | tuple):
-        for k, part in enumerate(value):
-            yield from leaves(part, f"{path}/{k}")
+    """(place, value) of every tensor, array and plain value of a nested object."""
+    if isinstance(value, dict | list | tuple):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, f"{path}/{name}")
     else:
-        array = torch.as_tensor(value).contiguous().numpy() if isinstance(value, torch.Tensor) else value
-        yield path.encode() + (array.tobytes() if hasattr(array, "tobytes") else repr(array).encode())
+        yield path, value
 
 
 def moment(folder: Path) -> str:
@@ -141,15 +135,8 @@ def count(kills: int, seed: int) -> tuple[Counter, int, int, float]:
                 identical += same
                 if not same:
                     print(f"kill {where.total()}, {place}: {'another end' if done else 'no end'}", flush=True)
-            remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
     return where, resumed, identical, seconds
-
-
-def remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    if folder.exists():
-        folder.rmdir()
 
 
 def main() -> None:

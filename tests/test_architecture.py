@@ -56,8 +56,9 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "page.playground": ({"page.exports", "targets.densities"}, {"anywidget", "traitlets"}),
     "run.parallel": (set(), set()),
     "run.history": (set(), set()),
-    "run.checkpoint": ({"run.parallel"}, {"safetensors"}),
-    "run.training": ({"run.checkpoint", "run.history", "run.parallel"}, {"tqdm"}),
+    "run.checkpoint": ({"files"}, {"safetensors"}),
+    "run.folder": ({"files", "run.checkpoint", "run.parallel"}, {"filelock"}),
+    "run.training": ({"run.checkpoint", "run.folder", "run.history", "run.parallel"}, {"tqdm"}),
     "run.job": (
         {
             "data",
@@ -72,7 +73,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
-    "run.launch": ({"data", "metrics.images", "run.parallel", "run.training"}, set()),
+    "run.launch": ({"run.parallel", "run.training"}, set()),
     "metrics.features": ({"data"}, set()),
     "metrics.inception": ({"data"}, set()),
     "metrics.planar": ({"core", "partition", "targets.planar"}, set()),

@@ -23,7 +23,6 @@ import pytest
 import torch
 from cells import all_rows, first_fit, small_drl
 from cells import run_cells as run_cells_of
-from ebmlib.settings.presets import NOTEBOOKS as SETTINGS
 
 from book.project import Project
 from ebmlib import data

@@ -1,8 +1,9 @@
 """What a training run sees: its history, a guard that watches for divergence, and TensorBoard scalars."""
 
+import contextlib
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Stats = Mapping[str, Tensor]
+Stats = Mapping[str, Tensor | float]
 
 
 class History:
-    """The logged iterations: `step` and `loss` (n,), history[name] of a stat (n,) or (n, L), `seconds` of training."""
+    """The logged iterations: `step` and `loss` (n,), history[name] of a stat (n,) or (n, L), `seconds` of training.
+
+    A stat that the steps give as a plain number (work, seconds) is summed: its column is the sum so far.
+    """
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.totals: dict[str, float] = {}
         self.seconds = 0.0
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -38,16 +43,24 @@ class History:
     def loss(self) -> np.ndarray:
         return np.array([row["loss"] for row in self.rows], dtype=np.float64)
 
+    def total(self, name: str) -> float:
+        """The sum of a stat over all iterations, logged or not; KeyError if it was no plain number."""
+        if name not in self.totals:
+            raise KeyError(f"no stat named {name!r} is a plain number; there are: {', '.join(self.totals) or 'none'}")
+        return self.totals[name]
+
     def names(self) -> list[str]:
         """The columns, in the order in which they first came."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        return {name: self[name] for name in self.names()}
+    def state_dict(self) -> dict[str, Any]:
+        columns = {name: self[name] for name in self.names()}
+        return columns | {"totals": dict(self.totals)} if self.totals else columns
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        columns = [values.tolist() for values in state.values()]
-        self.rows = [dict(zip(state, values, strict=True)) for values in zip(*columns, strict=True)]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        columns = {name: values.tolist() for name, values in state.items() if name != "totals"}
+        self.rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        self.totals = dict(state.get("totals", {}))
 
     def csv(self) -> str:
         """One line an iteration; a stat of L entries has the columns name_0 .. name_{L-1}."""
@@ -65,23 +78,27 @@ class Watch:
     def __init__(self, bound: float | Mapping[str, float], log_every: int, history: History):
         self.bound = {"loss": 1e6, **bound} if isinstance(bound, Mapping) else {"loss": bound}
         self.log_every, self.history = log_every, history
-        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.pending: list[tuple[int, dict[str, Tensor], dict[str, float]]] = []
         self.text = ""
 
     def add(self, iteration: int, loss: Tensor, stats: Stats) -> None:
-        values = {"loss": loss, **stats}
+        totals = self.history.totals
+        plain = {name: value for name, value in stats.items() if not isinstance(value, Tensor)}
+        totals.update({name: totals.get(name, 0.0) + float(value) for name, value in plain.items()})
+        values = {"loss": loss, **{name: value for name, value in stats.items() if name not in plain}}
         names = values if self._logged(iteration) else [name for name in values if name in self.bound]
-        self.pending.append((iteration, {name: torch.as_tensor(values[name]).detach().to(loss) for name in names}))
+        tensors = {name: values[name].detach().to(loss) for name in names}
+        self.pending.append((iteration, tensors, {name: totals[name] for name in plain}))
 
     def _logged(self, iteration: int) -> bool:
         return iteration == 1 or iteration % self.log_every == 0
 
     def check(self) -> tuple[int, str] | None:
         """(iteration, what was seen) of the first value that is not finite or is out of bounds, else None."""
-        flat = [value.reshape(-1) for _, values in self.pending for value in values.values()]
+        flat = [value.reshape(-1) for _, values, _ in self.pending for value in values.values()]
         numbers = iter(torch.cat(flat).tolist() if flat else [])
         pending, self.pending = self.pending, []
-        for iteration, values in pending:
+        for iteration, values, sums in pending:
             row = {name: [next(numbers) for _ in range(v.numel())] for name, v in values.items()}
             for name in self.bound.keys() & row.keys():
                 for number in row[name]:
@@ -89,14 +106,14 @@ class Watch:
                         return iteration, f"{name} is {number:.6g} (bound {self.bound[name]:g})"
             row = {name: number if values[name].dim() else number[0] for name, number in row.items()}
             if self._logged(iteration):
-                self.history.rows.append({"step": iteration, **row})
+                self.history.rows.append({"step": iteration, **row, **sums})
             shown = [name for name in ("loss", "gap") if isinstance(row.get(name), float)]
             self.text = ", ".join(f"{name} {row[name]:.4g}" for name in shown)
         return None
 
 
 class Board:
-    """What is logged as TensorBoard scalars in the run's folder, if tensorboard is installed; else nothing."""
+    """What is logged, as TensorBoard scalars in the run's folder, if tensorboard is installed; else nothing."""
 
     def __init__(self, start: int):
         self.written, self.writer = start, None
@@ -106,33 +123,34 @@ class Board:
         """The rows since the last call, into the run's folder; after their checkpoint, so that none comes twice."""
         if not self.there:
             return
-        try:
-            self._write([row for row in history.rows if row["step"] > self.written], folder)
-        except OSError as error:
-            self._give_up(error)
+        with self._room():
+            if self.writer is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-    def _give_up(self, error: OSError) -> None:
-        """A checkpoint is there, so the run itself can go on."""
-        warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=3)
-        self.there, self.writer = False, None
+                self.writer = SummaryWriter(folder / "tensorboard")
+            for row in history.rows:
+                if row["step"] > self.written:
+                    self._add(row)
+                    self.written = row["step"]
+            self.writer.flush()
 
-    def _write(self, rows: list[dict[str, Any]], folder: Path) -> None:
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(folder / "tensorboard")
-        for row in rows:
-            for name, value in row.items():
-                entries = {name: value} if np.ndim(value) == 0 else {f"{name}_{i}": v for i, v in enumerate(value)}
-                for tag, number in entries.items():
-                    if tag != "step":
-                        self.writer.add_scalar(tag, number, row["step"])
-            self.written = row["step"]
-        self.writer.flush()
+    def _add(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            entries = {name: value} if np.ndim(value) == 0 else {f"{name}_{i}": v for i, v in enumerate(value)}
+            for tag, number in entries.items():
+                if tag != "step":
+                    self.writer.add_scalar(tag, number, row["step"])
 
     def close(self) -> None:
         if self.writer is not None:
-            try:
+            with self._room():  # for what it still holds
                 self.writer.close()
-            except OSError as error:  # what it still held had no room
-                self._give_up(error)
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Within: a full disk ends the scalars; a checkpoint is there, so the run itself can go on."""
+        try:
+            yield
+        except OSError as error:
+            warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=4)
+            self.there, self.writer = False, None

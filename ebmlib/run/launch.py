@@ -1,21 +1,22 @@
 """Train what a notebook trains on several processes: `accelerate launch -m ebmlib.run.launch NOTEBOOK -p NAME VALUE`.
 
-The code cells run as they stand, up to the end of the first training that has a run folder; `papermill NOTEBOOK ... -p
-resume True` then opens its checkpoint. torchrun does in place of `accelerate launch`. What is divided: `parallel`.
+The code cells run as they are, up to the end of the first training that has a run folder; `papermill NOTEBOOK ... -p
+resume True` then opens its checkpoint. A stage that is trained already is passed over, so that the same command with
+`-p resume True` trains the next one. torchrun does in place of `accelerate launch`.
 """
 
 import contextlib
 import functools
+import io
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from ebmlib import data
-from ebmlib.metrics import images as metrics
 from ebmlib.run import parallel, training
 
 
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 def prepared(argv: Sequence[str]) -> tuple[list[str], Mapping[str, Any]]:
     """A notebook's code cells with papermill's cell of parameters among them, and papermill's record of its arguments.
 
-    papermill itself reads them and writes the cell; SystemExit with its word on what it cannot read.
+    papermill itself reads them and writes the cell; SystemExit with its sentence on what it cannot read.
     """
     import nbformat
     from click import ClickException
@@ -85,80 +86,25 @@ def trained(cells: Sequence[str], name: str) -> Any:
 
     Only the first process prints. SystemExit if no cell trains so.
     """
-    namespace = {"__name__": "__main__"}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_environment("MPLBACKEND", "Agg"))  # figures have no page here
-        if parallel.rank() > 0:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        import IPython.display as shown
+    fit, namespace = training.fit, {"__name__": "__main__"}
 
-        for module, attribute, new in (
-            (training, "fit", _ending(training.fit)),
-            (data, "images", _in_turn(data.images)),
-            (metrics, "best_extractor", _in_turn(metrics.best_extractor)),
-            (shown, "display", _printed),
-        ):
-            stack.enter_context(_replaced(module, attribute, new))
+    @functools.wraps(fit)
+    def ending(*args: Any, run: Any = None, **kwargs: Any) -> Any:
+        before = run.checkpoints() if run else []
+        history = fit(*args, run=run, **kwargs)
+        if run and (run.parent is None or run.checkpoints() != before):
+            raise _Trained(run)
+        return history
+
+    quiet = contextlib.redirect_stdout(io.StringIO()) if parallel.rank() else contextlib.nullcontext()
+    no_page = mock.patch.dict(os.environ, MPLBACKEND="Agg")
+    with quiet, no_page, mock.patch.object(training, "fit", ending):
         try:
             for number, source in enumerate(cells, 1):
                 exec(compile(source, f"{name}, code cell {number}", "exec"), namespace)
         except _Trained as over:
             return over.args[0]
     sys.exit(f"{name} trains nothing that a checkpoint keeps while it trains: run it with papermill")
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable for as long as the cells run: whatever is started later is another's."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, new: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, new)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
-
-
-def _ending(fit: Callable[..., Any]) -> Callable[..., Any]:
-    """`fit`, after which the cells end if it had a run: what follows it is the notebook's, on one process."""
-
-    @functools.wraps(fit)
-    def ending(*args: Any, **kwargs: Any) -> Any:
-        history = fit(*args, **kwargs)
-        if kwargs.get("run") is not None:
-            raise _Trained(kwargs["run"])
-        return history
-
-    return ending
-
-
-def _in_turn(load: Callable[..., Any]) -> Callable[..., Any]:
-    """`load`, on the first process before the others, so that a set or a net's weights are downloaded once."""
-
-    @functools.wraps(load)
-    def in_turn(*args: Any, **kwargs: Any) -> Any:
-        found: list[Any] = []
-        parallel.once(lambda: found.append(load(*args, **kwargs)))
-        return found[0] if found else load(*args, **kwargs)
-
-    return in_turn
-
-
-def _printed(*things: Any, raw: bool = False, **_: Any) -> None:
-    """IPython's `display` where there is no page: the plain text."""
-    for thing in things:
-        print(thing.get("text/plain", "") if raw else thing)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,20 @@
-"""Several processes that train one net: each runs the same step, and only the calls of the net are divided among them.
+"""Several processes that train one net: each has its own rows and random numbers, and gradients are averaged.
 
-Every process draws the whole batch, its levels, noise and reservoir places from one seed, and follows the whole chains
-and the whole loss. What costs time is the net: a call computes this process's rows, and the rows of all are gathered.
-So a step needs no change, and it may couple its samples as it likes. With one process nothing here does anything.
+Every process runs the same cells. The first one alone reads and writes files, and what it reads all get. The result is
+that of one process in distribution, not digit by digit. With one process nothing here does anything.
 """
 
 import contextlib
 import functools
 import hashlib
-import types
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
-from torch.autograd import Function
 
-# The processes -------------------------------------------------------------------------------------------------------
+_alone = False  # within `once`, where the first process must not wait for the others
 
 
 def size() -> int:
@@ -32,6 +27,13 @@ def rank() -> int:
     return dist.get_rank() if size() > 1 else 0
 
 
+def share(batch_size: int) -> int:
+    """How many rows of a batch each process has; ValueError if the processes do not divide it."""
+    if batch_size % size():
+        raise ValueError(f"{size()} processes cannot share a batch of {batch_size}: choose one that they divide")
+    return batch_size // size()
+
+
 def gathered(value: Any) -> list[Any]:
     """The values of all processes, in their order; every process must call it."""
     if size() == 1:
@@ -42,146 +44,58 @@ def gathered(value: Any) -> list[Any]:
 
 
 def once(call: Callable[[], Any]) -> Any:
-    """What `call()` gives on the first process, where alone it runs; its error, too, is raised on every process."""
-    if size() == 1:
+    """What `call()` returns on the first process, which alone runs it; an error of it is raised on every process."""
+    global _alone
+    if size() == 1 or _alone:
         return call()
-    value = error = None
+    found: list[Any] = [None, None]
     if rank() == 0:
+        _alone = True
         try:
-            value = call()
+            found[0] = call()
         except Exception as caught:
-            error = caught
-    value, error = gathered((value, error))[0]
-    if error is not None:
-        raise error
-    return value
+            found[1] = caught
+        finally:
+            _alone = False
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
-def agree(what: str, state: Any) -> None:
-    """RuntimeError if the tensors of `state` (nested dicts, lists, tuples) differ in a bit between processes."""
-    if size() == 1:
-        return
-    digest = hashlib.sha256()
-    for value in _tensors(state):
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    found = gathered(digest.digest())
-    differ = [number for number, other in enumerate(found) if other != found[0]]
-    if differ:
-        raise RuntimeError(f"the processes must agree in {what}; unlike the first are: {', '.join(map(str, differ))}")
+def by_the_first(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that the first process alone runs, by `once`."""
 
+    @functools.wraps(method)
+    def shared(*args: Any, **kwargs: Any) -> Any:
+        return once(lambda: method(*args, **kwargs))
 
-def cuda_states() -> list[Tensor]:
-    """The states of torch's own CUDA generators: of every GPU, or of this process's GPU where each has its own."""
-    if not torch.cuda.is_initialized():
-        return []
-    return torch.cuda.get_rng_state_all() if size() == 1 else [torch.cuda.get_rng_state()]
-
-
-def set_cuda_states(states: list[Tensor]) -> None:
-    """Set them again; from a run on more or fewer GPUs, those that are there. One GPU each takes the first state."""
-    if size() > 1 and states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[0])
-        return
-    for device, state in zip(range(torch.cuda.device_count()), states):
-        torch.cuda.set_rng_state(state, device)
-
-
-def _tensors(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, Mapping | list | tuple):
-        for part in state.values() if isinstance(state, Mapping) else state:
-            yield from _tensors(part)
-
-
-# A net's rows among the processes ------------------------------------------------------------------------------------
-#
-# A tensor is either whole (the same on every process) or this process's rows of one; a loss is whole. A gradient by
-# rows is kept times the number of processes, so that the mean over processes is right for every weight: for one that
-# the rows meet (its gradient is a sum over processes) and for one that is used in whole (all have the same gradient).
-# Backward passes are made of the same two maps, so derivatives of any order are right.
-
-
-class _Rows(Function):
-    """Whole (B, ...) to this process's rows (B / size, ...)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        n = len(x) // size()
-        return x[rank() * n : (rank() + 1) * n].clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _Whole.apply(grad) / size()
-
-
-class _Whole(Function):
-    """The rows of every process to the whole."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        rows = [torch.empty_like(x) for _ in range(size())]
-        dist.all_gather(rows, x)
-        return torch.cat(rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _Rows.apply(grad) * size()
-
-
-class _Dividing:
-    """Whether calls are divided now: within `sharded`, but not within a call that is divided already."""
-
-    now = False
-    ever = False  # since `sharded` began
-
-
-def rows(x: Tensor) -> Tensor:
-    """This process's rows (B / size, ...) of x (B, ...) within `sharded`, else x; ValueError if size does not divide B.
-
-    What is computed from them, sample by sample, `whole` brings together again.
-    """
-    if not _Dividing.now:
-        return x
-    if len(x) % size():
-        raise ValueError(f"{size()} processes cannot share a batch of {len(x)}: choose one that they divide")
-    _Dividing.ever = True
-    return _Rows.apply(x)
-
-
-def whole(x: Tensor) -> Tensor:
-    """The rows x (B / size, ...) of all processes as one (B, ...) within `sharded`, else x."""
-    return _Whole.apply(x) if _Dividing.now else x
+    return shared
 
 
 @contextlib.contextmanager
-def sharded(nets: Iterable[nn.Module], generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """Within: a call of one of `nets` computes the rows of this process and returns those of all (`rows`, `whole`).
-
-    Its tensors with as many rows as the first are divided; its outputs have one row a sample. Of a module without a
-    forward (ModuleDict, a VAE) the calls of its children are. All else every process does in full. Nets must neither
-    couple rows nor draw, and weight gradients are right after `mean_gradients`. RuntimeError if the processes start
-    from different weights or generators. One process: nothing happens.
-    """
-    if size() == 1:
-        yield
-        return
-    nets = list(nets)
-    states = [[net.state_dict() for net in nets], [rng.get_state() for rng in generators]]
-    agree("the weights and generators that training starts from", states)
-    modules = dict.fromkeys(module for net in nets for module in _called(net))
-    for module in modules:
-        module.forward = types.MethodType(_divided, module)  # a method: a copy of the module gets its own
-    _Dividing.now, _Dividing.ever = True, False
+def in_turn() -> Iterator[None]:
+    """Run the block on the first process and then on the others, so that what it downloads is downloaded once."""
+    if rank() > 0:
+        dist.barrier()
     try:
         yield
     finally:
-        _Dividing.now = False
-        for module in modules:
-            del module.forward
-    if not _Dividing.ever:
-        warnings.warn("training called none of its nets: each process did all the work", stacklevel=3)
+        if size() > 1 and rank() == 0:
+            dist.barrier()
+
+
+def agree(what: str, tensors: Iterable[Tensor]) -> None:
+    """RuntimeError if the tensors differ in a bit between processes."""
+    if size() == 1:
+        return
+    digest = hashlib.sha256()
+    for value in tensors:
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    found = gathered(digest.digest())
+    differ = [str(number) for number, other in enumerate(found) if other != found[0]]
+    if differ:
+        raise RuntimeError(f"the processes must agree in {what}; unlike the first are: {', '.join(differ)}")
 
 
 def mean_gradients(optimizer: torch.optim.Optimizer) -> None:
@@ -196,103 +110,41 @@ def mean_gradients(optimizer: torch.optim.Optimizer) -> None:
         grad.copy_(piece.view(grad.shape))
 
 
-def _called(net: nn.Module) -> Iterator[nn.Module]:
-    if type(net).forward is not nn.Module.forward:
-        yield net
-    else:
-        for child in net.children():
-            yield from _called(child)
+# Random numbers ------------------------------------------------------------------------------------------------------
 
 
-def _divided(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """In place of a module's forward."""
-    forward = functools.partial(type(module).forward, module)
-    if not _Dividing.now:
-        return forward(*args, **kwargs)
-    n = next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-
-    def own(value: Any) -> Any:
-        return rows(value) if isinstance(value, Tensor) and value.dim() and len(value) == n else value
-
-    args, kwargs = [own(value) for value in args], {name: own(value) for name, value in kwargs.items()}
-    _Dividing.now = False
-    try:
-        out = forward(*args, **kwargs)
-    finally:
-        _Dividing.now = True
-    return _gathered_rows(out, n)
+def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
+    """The states of generators and of torch's own, on the CPU and on the GPUs, for checkpoints."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    own = [rng.get_state() for rng in generators]
+    return {"generators": own, "global": {"cpu": torch.get_rng_state(), "cuda": cuda}}
 
 
-def _gathered_rows(out: Any, n: int) -> Any:
-    """An output of n rows in all, or each of a tuple of them."""
-    if isinstance(out, tuple):
-        parts = [_gathered_rows(part, n) for part in out]
-        return type(out)(*parts) if hasattr(out, "_fields") else tuple(parts)
-    if not isinstance(out, Tensor) or not out.dim() or len(out) * size() != n:
-        raise ValueError("a net that processes share must return tensors of one row a sample")
-    return whole(out)
+def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Generator]) -> None:
+    """Set what `random_state` returned; from a run on more or fewer GPUs, those that are there."""
+    for rng, saved in zip(generators, state["generators"], strict=True):
+        rng.set_state(saved)
+    torch.set_rng_state(state["global"]["cpu"])
+    for device, saved in zip(range(torch.cuda.device_count()), state["global"]["cuda"]):
+        torch.cuda.set_rng_state(saved, device)
 
 
-# One run folder ------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def own_random_numbers(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Within: processes after the first draw from seeds derived from the generators' states and their rank.
 
-
-class SharedRun:
-    """A run (`checkpoint.Run`) of all processes: the first opens it by `opened()` and writes, the others get its word.
-
-    They read checkpoints themselves, so the folder must be on a disk that all see. All but `close` and `discard` must
-    be called on every process.
+    Afterwards all have the states of the first process again.
     """
+    if rank() > 0:
+        seeds = [_seed(rng.get_state()) for rng in generators]
+        torch.manual_seed(_seed(torch.get_rng_state()))
+        for rng, seed in zip(generators, seeds, strict=True):
+            rng.manual_seed(seed)
+    yield
+    if size() > 1:
+        set_random_state(once(lambda: random_state(generators)), generators)
 
-    def __init__(self, opened: Callable[[], Any]):
-        self._run = None
 
-        def first() -> bool:
-            self._run = opened()
-            return self._run.resumed
-
-        self.resumed = once(first)
-
-    @property
-    def folder(self) -> Path:
-        """Where the run lives, or would live."""
-        return once(lambda: self._run.folder)
-
-    def checkpoints(self) -> list[Path]:
-        """The checkpoints in the folder, newest last."""
-        return once(lambda: self._run.checkpoints())
-
-    def save(self, iteration: int, objects: Mapping[str, Any], meta: Mapping[str, Any], keep: int = 2) -> Path:
-        """Write a checkpoint, if all processes hold the same weights and generators (RuntimeError)."""
-        agree(f"weights and generators at iteration {iteration}", [objects.get("net"), objects.get("generators")])
-        return once(lambda: self._run.save(iteration, objects, meta, keep))
-
-    def write(self, **entries: Any) -> None:
-        """Add entries to run.json."""
-        once(lambda: self._run.write(**entries))
-
-    def write_text(self, name: str, text: str) -> Path:
-        """Replace a small text file in the folder."""
-        return once(lambda: self._run.write_text(name, text))
-
-    def finish(self) -> None:
-        """Mark the run as finished."""
-        once(lambda: self._run.finish())
-
-    def close(self) -> None:
-        """Let go of the lock, without waiting for the others: one of them may have failed."""
-        if self._run is not None:
-            self._run.close()
-
-    def discard(self) -> None:
-        """Remove the folder if it has no checkpoint, without waiting for the others."""
-        if self._run is not None:
-            self._run.discard()
-
-    def __enter__(self) -> "SharedRun":
-        return self
-
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.discard()
+def _seed(state: Tensor) -> int:
+    digest = hashlib.sha256(state.numpy().tobytes() + f" rank {rank()}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,7 +1,6 @@
 """One training loop for all papers: warm-up, EMA, a guard against divergence, checkpoints that resume bit for bit."""
 
 import contextlib
-import copy
 import math
 import os
 import signal
@@ -12,33 +11,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ebmlib.run import parallel
-from ebmlib.run.checkpoint import Run, load, load_module, load_weights, open_run, save, save_weights  # noqa: F401 (the face)
+from ebmlib.run.checkpoint import load, load_module, load_weights, save, save_weights  # noqa: F401 (notebooks' names)
+from ebmlib.run.folder import Run, open_run  # noqa: F401
 from ebmlib.run.history import Board, History, Stats, Watch
 
 CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
-Step = Callable[[Any], tuple[Tensor, Stats]]
+Step = Callable[[Any, float], tuple[Tensor, Stats]]
 
 
-class Diverged(RuntimeError):
-    """The loss, a watched stat or the weights left their bounds at `iteration`.
+class Stopped(RuntimeError):
+    """A training ended at `iteration`; `checkpoint` is the last good one or None, `history` what was logged before."""
 
-    `checkpoint` is the last good one or None; `history` holds what was logged before.
-    """
-
-    def __init__(self, message: str, iteration: int, checkpoint: Any = None, history: Any = None):
+    def __init__(self, message: str, iteration: int, checkpoint: Any, history: History):
         super().__init__(message)
         self.iteration, self.checkpoint, self.history = iteration, checkpoint, history
 
 
-class OutOfMemory(RuntimeError):
-    """The device's memory did not suffice at `iteration`; `checkpoint` is the last good one or None."""
+class Diverged(Stopped):
+    """The loss, a watched stat or the weights left their bounds."""
 
-    def __init__(self, message: str, iteration: int, checkpoint: Any = None):
-        super().__init__(message)
-        self.iteration, self.checkpoint = iteration, checkpoint
+
+class OutOfMemory(Stopped):
+    """The device's memory did not suffice."""
 
 
 # Devices, generators, data -------------------------------------------------------------------------------------------
@@ -63,7 +62,8 @@ class Batches(Iterator):
     """Endless batches of `x` (N, *S) in shuffled epochs; the last N mod batch_size of an epoch are left out.
 
     `transform(batch, rng)` runs after the batch is on `device`. The order is drawn from `rng`; state_dict holds the
-    order and the position, and `fit` saves `rng` itself. ValueError if there are fewer than batch_size rows.
+    order and the position, and `fit` saves `rng` itself. Several processes share batch_size. ValueError if there are
+    fewer than batch_size rows.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Batches(Iterator):
     ):
         if not 1 <= batch_size <= len(x):
             raise ValueError(f"batch_size is {batch_size}; it must lie in 1..{len(x)}, the number of rows")
-        self.x, self.batch_size, self.rng, self.transform = x, batch_size, rng, transform
+        self.x, self.batch_size, self.rng, self.transform = x, parallel.share(batch_size), rng, transform
         self.device = x.device if device is None else torch.device(device)
         self.order: Tensor | None = None
         self.position = 0
@@ -102,7 +102,10 @@ class Batches(Iterator):
 
 
 class Draws(Iterator):
-    """Endless fresh batches sample(batch_size, rng), moved to `device`; no state beyond `rng`, which `fit` saves."""
+    """Endless fresh batches sample(batch_size, rng), moved to `device`; no state beyond `rng`, which `fit` saves.
+
+    Several processes share batch_size.
+    """
 
     def __init__(
         self,
@@ -111,34 +114,25 @@ class Draws(Iterator):
         rng: torch.Generator,
         device: str | torch.device | None = None,
     ):
-        self.sample, self.batch_size, self.rng, self.device = sample, batch_size, rng, device
+        self.sample, self.batch_size, self.rng, self.device = sample, parallel.share(batch_size), rng, device
 
     def __next__(self) -> Tensor:
         x = self.sample(self.batch_size, self.rng)
         return x if self.device is None else x.to(self.device)
 
 
-class Ema:
-    """A running mean of parameters, m <- decay m + (1 - decay) p; buffers are copied. `.module` is in eval mode."""
+def ema(net: nn.Module, decay: float) -> AveragedModel:
+    """The running mean of a net's parameters, m <- decay m + (1 - decay) p from the initial ones; buffers are copied.
 
-    def __init__(self, module: nn.Module, decay: float):
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}; it must lie in [0, 1)")
-        self.source, self.decay = module, decay
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        mean, now = list(self.module.parameters()), [p.detach() for p in self.source.parameters()]
-        torch._foreach_lerp_(mean, now, 1 - self.decay)
-        for kept, buffer in zip(self.module.buffers(), self.source.buffers(), strict=True):
-            kept.copy_(buffer)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.module.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        load_weights(self.module, state, "the saved running mean")
+    `fit` updates it. `.module`, in eval mode and without gradients, is the net with these weights. `decay` lies in
+    [0, 1) and is saved with the mean.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay}; it must lie in [0, 1)")
+    mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay)).eval().requires_grad_(False)
+    mean.decay = decay
+    mean.update_parameters(net)  # the first is a copy
+    return mean
 
 
 # The loop ------------------------------------------------------------------------------------------------------------
@@ -147,24 +141,24 @@ class Ema:
 class _Parts:
     """Everything that changes while training, and so everything that a checkpoint holds."""
 
-    def __init__(self, net: Any, ema: Any, optimizer: torch.optim.Optimizer, batches: Any, generators: Any, state: Any):
+    def __init__(self, net: Any, mean: Any, optimizer: Any, batches: Any, generators: Any, state: Any):
         self.nets = dict(net) if isinstance(net, Mapping) else {"net": net}
-        self.emas = {} if ema is None else dict(ema) if isinstance(ema, Mapping) else {"net": ema}
+        self.emas = {} if mean is None else dict(mean) if isinstance(mean, Mapping) else {"net": mean}
+        if unknown := self.emas.keys() - self.nets.keys():
+            raise ValueError(f"ema names {', '.join(unknown)}; the nets are: {', '.join(self.nets)}")
         self.optimizer, self.batches, self.state = optimizer, batches, list(state)
         self.rows: int | None = None  # of the last batch
-        self.generators = list(generators)
         rng = getattr(batches, "rng", None)
-        if rng is not None and not any(rng is other for other in self.generators):
-            self.generators.append(rng)
+        self.generators = [*generators, *([] if rng is None or any(rng is other for other in generators) else [rng])]
         self.history = History()
 
     def objects(self) -> dict[str, Any]:
         return {
             "net": {name: module.state_dict() for name, module in self.nets.items()},
-            "ema": {name: ema.state_dict() for name, ema in self.emas.items()},
+            "ema": {name: mean.module.state_dict() for name, mean in self.emas.items()},
+            "averages": {name: [mean.decay, mean.n_averaged] for name, mean in self.emas.items()},
             "optimizer": self.optimizer.state_dict(),
-            "generators": [rng.get_state() for rng in self.generators],
-            "global": {"cpu": torch.get_rng_state(), "cuda": parallel.cuda_states()},
+            **parallel.random_state(self.generators),
             "batches": self.batches.state_dict() if hasattr(self.batches, "state_dict") else None,
             "state": [part.state_dict() for part in self.state],
             "history": self.history.state_dict(),
@@ -172,7 +166,7 @@ class _Parts:
 
     def restore(self, path: Any) -> int:
         """Load a checkpoint into every part; returns its iteration."""
-        objects, meta = load(path)
+        objects, meta = parallel.once(lambda: load(path))
         own = {"net": self.nets, "ema": self.emas, "generators": self.generators, "state": self.state}
         for kind, parts in own.items():
             saved = objects[kind]
@@ -180,54 +174,64 @@ class _Parts:
                 raise ValueError(f"{path} is of another run: it has {len(saved)} of kind {kind}, here are {len(parts)}")
         for name, module in self.nets.items():
             load_weights(module, objects["net"][name], path)
-        for name, ema in self.emas.items():
-            ema.load_state_dict(objects["ema"][name])
+        for name, mean in self.emas.items():
+            decay, n_averaged = objects["averages"][name]
+            if decay != mean.decay:
+                raise ValueError(f"{path} is of another run: its mean has decay {decay}, not {mean.decay}")
+            load_weights(mean.module, objects["ema"][name], path)
+            mean.n_averaged.copy_(n_averaged)
         self.optimizer.load_state_dict(objects["optimizer"])
-        if objects["batches"] is not None:
+        if objects["batches"] is not None and parallel.rank() == 0:  # the others begin an epoch of their own
             self.batches.load_state_dict(objects["batches"])
         for part, saved in zip(self.state, objects["state"], strict=True):
             part.load_state_dict(saved)
         self.history.load_state_dict(objects["history"])
         self.history.seconds = meta["seconds"]
-        for rng, saved in zip(self.generators, objects["generators"], strict=True):
-            rng.set_state(saved)
-        torch.set_rng_state(objects["global"]["cpu"])
-        parallel.set_cuda_states(objects["global"]["cuda"])
+        parallel.set_random_state(objects, self.generators)
         return meta["iteration"]
 
-    @torch.no_grad()
-    def broken(self) -> str | None:
-        """The name of the first weight that is not finite; waits for the device."""
-        for module in (*self.nets.values(), *(ema.module for ema in self.emas.values())):
-            for name, value in module.named_parameters():
-                if not torch.isfinite(value).all():
-                    return name
-        return None
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """The nets' parameters and their means, with names."""
+        modules = (*self.nets.values(), *(mean.module for mean in self.emas.values()))
+        return [pair for module in modules for pair in module.named_parameters()]
+
+    def advance(self, step: Step, done: float, clip_norm: float | None) -> tuple[Tensor, Stats]:
+        """One iteration."""
+        batch = next(self.batches)
+        self.rows = len(batch) if isinstance(batch, Tensor) else None
+        loss, stats = step(batch, done)
+        self.optimizer.zero_grad(set_to_none=True)  # after the step: gradients that a chain left behind do not count
+        loss.backward()
+        parallel.mean_gradients(self.optimizer)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], clip_norm)
+        self.optimizer.step()
+        for name, mean in self.emas.items():
+            mean.update_parameters(self.nets[name])
+        return loss, stats
 
 
-class _Rate(contextlib.AbstractContextManager):
+@contextlib.contextmanager
+def _rates(optimizer: Any, warmup: int, cosine: bool, iterations: int) -> Iterator[LambdaLR | None]:
     """Learning rates times min(1, i / warmup) at iteration i = 1, 2, .., and times a half cosine from 1 to 0 if asked.
 
     With neither, they are left to the optimizer, or to a scheduler that `step` calls and `state` holds.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, warmup: int, cosine: bool, iterations: int):
-        self.optimizer, self.warmup, self.cosine, self.iterations = optimizer, warmup, cosine, iterations
-        self.rates = [group["lr"] for group in optimizer.param_groups]
+    def factor(behind: int) -> float:
+        rise = min(1.0, (behind + 1) / warmup) if warmup else 1.0
+        return rise * 0.5 * (1 + math.cos(math.pi * behind / iterations)) if cosine else rise
 
-    def set(self, iteration: int) -> None:
-        factor = min(1.0, iteration / self.warmup) if self.warmup else 1.0
-        if self.cosine:
-            factor *= 0.5 * (1 + math.cos(math.pi * (iteration - 1) / self.iterations))
-        self._scale(factor)
-
-    def _scale(self, factor: float) -> None:
-        if self.warmup or self.cosine:  # the groups are looked up anew: loading a state replaces them
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
-
-    def __exit__(self, *_: Any) -> None:
-        self._scale(1.0)
+    if not warmup and not cosine:
+        yield None
+        return
+    scheduler = LambdaLR(optimizer, factor)
+    try:
+        yield scheduler
+    finally:
+        for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = rate
+            del group["initial_lr"]  # another training may begin from another rate
 
 
 @contextlib.contextmanager
@@ -249,43 +253,18 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def _interrupts() -> Iterator[list[bool]]:
     """Within: the first Ctrl-C waits for the end of the iteration, so that nothing is lost; a second one does not."""
-    asked = []
+    asked: list[bool] = []
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
-        yield lambda: False
+        yield asked
         return
-
-    def ask(*_: Any) -> None:
-        asked.append(True)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, lambda *_: (asked.append(True), signal.signal(signal.SIGINT, before)))
     try:
-        yield lambda: bool(asked)
+        yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _memory_was_short(error: RuntimeError) -> bool:
-    """CUDA has a class of its own for it; the CPU's allocator has only its words."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _advance(step: Step, parts: _Parts, clip_norm: float | None) -> tuple[Tensor, Stats]:
-    optimizer, batch = parts.optimizer, next(parts.batches)
-    parts.rows = len(batch) if isinstance(batch, Tensor) else None
-    loss, stats = step(batch)
-    optimizer.zero_grad(set_to_none=True)  # after the step: gradients that a chain left behind do not count
-    loss.backward()
-    parallel.mean_gradients(optimizer)
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
-    optimizer.step()
-    for mean in parts.emas.values():
-        mean.update()
-    return loss, stats
 
 
 class _Keeper(contextlib.AbstractContextManager):
@@ -293,29 +272,32 @@ class _Keeper(contextlib.AbstractContextManager):
 
     def __init__(self, run: Run | None, parts: _Parts, watch: Watch, save_every: int, keep: int):
         self.run, self.parts, self.watch, self.save_every, self.keep = run, parts, watch, save_every, keep
-        self.good = run.checkpoints()[-1] if run is not None and run.checkpoints() else None
+        there = run.checkpoints() if run is not None else []
+        self.good = there[-1] if there else None
         try:
             self.start = parts.restore(self.good) if self.good else 0
             if self.good:  # a kill may have come between the checkpoint and its log
                 run.write_text("log.csv", parts.history.csv())
+            parallel.agree("the weights that training starts from", [value for _, value in parts.weights()])
         except BaseException:
-            run.close()  # the same process may try again
+            if run is not None:
+                run.close()  # the same process may try again
             raise
         self.began = time.perf_counter() - parts.history.seconds
         self.board = Board(self.start)
 
     def look(self, iteration: int, loss: Tensor, stats: Stats, last: bool) -> None:
+        history = self.parts.history
         self.watch.add(iteration, loss, stats)
         due = last or (self.run is not None and iteration % self.save_every == 0)
         if due or iteration % CHECK_EVERY == 0:
             self._stop_if_bad(iteration, weights=due)
-        self.parts.history.seconds = time.perf_counter() - self.began
+        history.seconds = time.perf_counter() - self.began
         if due and self.run is not None:
-            meta = {"seconds": self.parts.history.seconds}
-            self.good = self.run.save(iteration, self.parts.objects(), meta, self.keep)
-            self.run.write_text("log.csv", self.parts.history.csv())
+            self.good = self.run.save(iteration, self.parts.objects(), {"seconds": history.seconds}, self.keep)
+            self.run.write_text("log.csv", history.csv())
             if parallel.rank() == 0:
-                self.board.write(self.parts.history, self.good.parent)
+                self.board.write(history, self.good.parent)
 
     @contextlib.contextmanager
     def memory(self, iteration: int) -> Iterator[None]:
@@ -323,14 +305,13 @@ class _Keeper(contextlib.AbstractContextManager):
         try:
             yield
         except RuntimeError as error:
-            if not _memory_was_short(error):
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
             rows = f" (now {self.parts.rows})" if self.parts.rows else ""
-            message = (
-                f"out of memory at iteration {iteration}: lower the batch size{rows} first, then the width of the net; "
-                f"{self._last_good()}"
+            what = (
+                f"out of memory at iteration {iteration}: lower the batch size{rows} first, then the width of the net"
             )
-            raise OutOfMemory(message, iteration, self.good) from error
+            raise OutOfMemory(f"{what}; {self._last_good()}", iteration, self.good, self.parts.history) from error
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         try:
@@ -340,13 +321,14 @@ class _Keeper(contextlib.AbstractContextManager):
                 self.run.close()  # the same process may resume it
 
     def _stop_if_bad(self, iteration: int, weights: bool) -> None:
-        bad = parallel.gathered(self.watch.check())[0]  # the first's word, so that all stop or none
-        if bad is None and weights and (name := self.parts.broken()):
-            bad = iteration, f"the weight {name} is not finite"
-        if bad is None:
-            return
-        message = f"training diverged at iteration {bad[0]}: {bad[1]}; {self._last_good()}"
-        raise Diverged(message, bad[0], self.good, self.parts.history)
+        bad = next((found for found in parallel.gathered(self.watch.check()) if found), None)  # all stop, or none
+        if weights and bad is None:
+            parallel.agree(f"the weights at iteration {iteration}", [value for _, value in self.parts.weights()])
+            broken = (name for name, value in self.parts.weights() if not torch.isfinite(value).all())
+            bad = next(((iteration, f"the weight {name} is not finite") for name in broken), None)
+        if bad is not None:
+            message = f"training diverged at iteration {bad[0]}: {bad[1]}; {self._last_good()}"
+            raise Diverged(message, bad[0], self.good, self.parts.history)
 
     def _last_good(self) -> str:
         if self.good is None:
@@ -361,7 +343,7 @@ def fit(
     net: nn.Module | Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer,
     iterations: int,
-    ema: Ema | Mapping[str, Ema] | None = None,
+    ema: AveragedModel | Mapping[str, AveragedModel] | None = None,
     run: Run | None = None,
     generators: Sequence[torch.Generator] = (),
     state: Sequence[Any] = (),
@@ -375,32 +357,39 @@ def fit(
     desc: str = "",
     progress: bool = True,
     deterministic: bool = False,
+    clock: bool = False,
 ) -> History:
-    """Minimize the loss of step(batch) -> (loss, stats), up to `iterations` in all; stats are 0- or 1-d tensors.
+    """Minimize the loss of step(batch, done) -> (loss, stats), up to `iterations` in all; done in [0, 1) is behind.
 
-    With a `run`, checkpoints are written every `save_every` iterations, at the end and on Ctrl-C, and one that is there
-    is continued, bit-identically on the CPU at the same thread count; `generators`, batches.rng, torch's own generator
-    and the objects in `state` (state_dict, load_state_dict) are in it. `warmup` is linear; `cosine` decays to 0.
-    In a process group (`run.launch`) all processes call it alike, and `parallel.sharded` divides the nets' calls.
+    A stat is a 0- or 1-d tensor, or a plain number that is summed over all iterations (`History.total`); `clock` adds
+    their CPU seconds as "cpu_seconds". With a `run`, checkpoints are written every `save_every` iterations, at the end
+    and on Ctrl-C, and one that is there is continued, bit-identically on the CPU at the same thread count. In it are
+    `generators`, batches.rng, torch's own generator and `state` (state_dict, load_state_dict). `warmup` is linear;
+    `cosine` decays to 0. Several processes (`run.launch`) call it alike; the first one's history, generators and state
+    are kept, and after a resume the others' generators are seeded from these and their rank.
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`; a checkpoint is always good.
     OutOfMemory says what to lower. The run's folder has log.csv, and TensorBoard scalars if tensorboard is installed.
     """
-    batches = batches if hasattr(batches, "__next__") else iter(batches)
-    rate = _Rate(optimizer, warmup, cosine, iterations)
-    parts = _Parts(net, ema, optimizer, batches, generators, state)
-    keeper = _Keeper(run, parts, Watch(bound, log_every, parts.history), save_every, keep)
+    parts = _Parts(net, ema, optimizer, batches if hasattr(batches, "__next__") else iter(batches), generators, state)
     shown = {"desc": desc, "leave": False, "mininterval": 0.5 if os.isatty(2) else 5.0}
-    bar = tqdm(total=iterations, initial=keeper.start, disable=not progress or parallel.rank() > 0, **shown)
-    shared = parallel.sharded(parts.nets.values(), parts.generators)
-    with keeper, bar, rate, _deterministic(deterministic), shared, _interrupts() as interrupted:
-        for iteration in range(keeper.start + 1, iterations + 1):
-            rate.set(iteration)
-            with keeper.memory(iteration):
-                loss, stats = _advance(step, parts, clip_norm)
-            stop = any(parallel.gathered(interrupted()))
-            keeper.look(iteration, loss, stats, last=stop or iteration == iterations)
-            bar.set_postfix_str(keeper.watch.text, refresh=False)
-            bar.update()
-            if stop:
-                raise KeyboardInterrupt
+    with _rates(optimizer, warmup, cosine, iterations) as rates, _deterministic(deterministic), _interrupts() as asked:
+        keeper = _Keeper(run, parts, Watch(bound, log_every, parts.history), save_every, keep)
+        if rates:
+            rates.last_epoch = keeper.start
+        bar = tqdm(total=iterations, initial=keeper.start, disable=not progress or parallel.rank() > 0, **shown)
+        with keeper, bar, parallel.own_random_numbers(parts.generators):
+            for iteration in range(keeper.start + 1, iterations + 1):
+                began = time.process_time()
+                with keeper.memory(iteration):
+                    loss, stats = parts.advance(step, (iteration - 1) / iterations, clip_norm)
+                if rates:
+                    rates.step()
+                if clock:
+                    stats = {**stats, "cpu_seconds": time.process_time() - began}
+                stop = any(parallel.gathered(bool(asked)))
+                keeper.look(iteration, loss, stats, last=stop or iteration == iterations)
+                bar.set_postfix_str(keeper.watch.text, refresh=False)
+                bar.update()
+                if stop:
+                    raise KeyboardInterrupt
     return parts.history
