@@ -33,7 +33,6 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"imagefiles"}, set()),
     "engine": ({"core"}, set()),
     "samplers": ({"core", "engine"}, set()),
-    "recipes": ({"samplers"}, set()),
     "papers.flow": ({"core", "samplers"}, set()),
     "objectives": ({"core"}, set()),
     "papers.latent": ({"core"}, set()),
@@ -55,10 +54,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "settings.presets": ({"settings.chapters"}, set()),
     "settings.resolve": ({"settings.presets"}, set()),
     "page.shown": (set(), set()),
-    "page.results": (set(), set()),
+    "page.results": ({"files", "page.shown"}, set()),
     "page.plots": ({"targets.densities"}, {"matplotlib"}),
     "page.exports": ({"core", "targets.densities", "nets.mlp", "papers.recovery"}, set()),
-    "page.playground": ({"targets.densities", "page.exports"}, {"anywidget", "traitlets"}),
+    "page.playground": ({"files", "targets.densities", "page.exports"}, {"anywidget", "traitlets"}),
 }
 # Packages that only these modules use, wherever in them: a function of theirs imports what not every reader has.
 INSIDE = {
@@ -68,7 +67,6 @@ INSIDE = {
     "metrics.images": {"torchmetrics"},
     "metrics.features": {"safetensors"},
     "metrics.inception": {"torchmetrics"},
-    "page.results": {"IPython"},
     "page.shown": {"IPython"},
     "settings.resolve": {"IPython"},
 }
