@@ -1,5 +1,7 @@
 """Figures are read back: what was drawn, where, in what color."""
 
+import re
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -64,11 +66,6 @@ def test_samples_counts_what_it_cannot_show(ax):
     assert color_at(ax, -0.5, 0.5).min() == 255
 
 
-def test_samples_says_nothing_when_all_are_inside(ax):
-    plots.samples(ax, torch.zeros(3, 2), 1.0)
-    assert not ax.texts
-
-
 def test_paths_runs_each_chain_through_its_points(ax):
     x = torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(0))
     lines = plots.paths(ax, x, 4.0)
@@ -78,7 +75,7 @@ def test_paths_runs_each_chain_through_its_points(ax):
     np.testing.assert_array_equal(end.get_offsets(), x[-1])
 
 
-def test_curves_draws_one_standard_error_either_side(ax):
+def test_lines_draws_one_standard_error_either_side(ax):
     steps = np.arange(4)
     lines = plots.lines(ax, {"a": (steps, steps**2.0, np.full(4, 0.5)), "b": (steps, -steps)}, "step", "value")
     np.testing.assert_array_equal(lines[0].get_ydata(), steps**2.0)
@@ -88,7 +85,7 @@ def test_curves_draws_one_standard_error_either_side(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "value")
 
 
-def test_a_long_legend_stands_beside_the_curves(ax):
+def test_a_long_legend_stands_beside_the_lines(ax):
     for count in (plots.MOST_INSIDE, plots.MOST_INSIDE + 1):
         ax.clear()
         plots.lines(ax, {str(k): (np.arange(3), np.arange(3.0) * k) for k in range(count)})
@@ -145,29 +142,13 @@ def test_image_rows_pairs_rows_and_labels(ax):
         (lambda ax: plots.density(ax, torch.zeros(9), 1.0), "values must have the shape (n, n), not (9,)"),
         (lambda ax: plots.samples(ax, torch.zeros(4, 3), 1.0), "x must have the shape (N, 2), not (4, 3)"),
         (lambda ax: plots.paths(ax, torch.zeros(4, 2), 1.0), "x must have the shape (K, B, 2), not (4, 2)"),
-        (
-            lambda ax: plots.lines(ax, {"loss": ([1, 2], [1.0])}),
-            "line 'loss' has 2 steps but 1 values",
-        ),
-        (
-            lambda ax: plots.image_grid(ax, torch.zeros(2, 4, 8, 8)),
-            "images must have the shape (N, 1 or 3, H, W) with N > 0, not (2, 4, 8, 8)",
-        ),
-        (
-            lambda ax: plots.image_grid(ax, torch.zeros(2, 1, 8, 8, dtype=torch.long)),
-            "images must be uint8 or finite floats in [-1, 1]; these are int64",
-        ),
-        (
-            lambda ax: plots.image_grid(ax, torch.full((2, 1, 8, 8), torch.nan)),
-            "images must be uint8 or finite floats in [-1, 1]; these are float32",
-        ),
-        (
-            lambda ax: plots.image_rows(ax, [torch.zeros(1, 1, 8, 8)], ["a", "b"]),
-            "every row of images needs one label, not 1 rows and 2 labels",
-        ),
+        (lambda ax: plots.lines(ax, {"loss": ([1, 2], [1.0])}), "line 'loss' has 2 steps but 1 values"),
+        (lambda ax: plots.image_grid(ax, torch.zeros(2, 4, 8, 8)), "with N > 0, not (2, 4, 8, 8)"),
+        (lambda ax: plots.image_grid(ax, torch.zeros(2, 1, 8, 8, dtype=torch.long)), "these are int64"),
+        (lambda ax: plots.image_grid(ax, torch.full((2, 1, 8, 8), torch.nan)), "these are float32"),
+        (lambda ax: plots.image_rows(ax, [torch.zeros(1, 1, 8, 8)], ["a", "b"]), "not 1 rows and 2 labels"),
     ],
 )
-def test_bad_arguments_get_one_sentence(ax, call, sentence):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole message is compared below
+def test_bad_arguments_are_named(ax, call, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
         call(ax)
-    assert str(caught.value) == sentence
