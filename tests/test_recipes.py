@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from book import recipes
-from ebmlib.recipes import RECIPES, Recipe
+from book.recipes import Recipe
 from ebmlib.settings import chapters
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPES = recipes.load()
 NOTATION = (ROOT / "book" / "notation.md").read_text("utf-8")
 
 
