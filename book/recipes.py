@@ -36,15 +36,14 @@ class Recipe:
         return self.b**2 / (2 * self.a)
 
 
-def load(path: Path = Path(__file__).with_name("recipes.toml")) -> list[Recipe]:
+def load() -> list[Recipe]:
     """The recipes of the file, in the order of the book's table. TypeError names an unknown or missing entry."""
     found = []
-    for entry in tomllib.loads(path.read_text(encoding="utf-8"))["recipe"]:
+    for entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["recipe"]:
         if "b2" in entry:
             entry["b"] = entry.pop("b2") ** 0.5
-        found.append(
-            Recipe(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
-        )
+        lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
+        found.append(Recipe(**entry | lists))
     return found
 
 

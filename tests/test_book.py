@@ -16,7 +16,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from book import api, checks, dependencies, recipes
-from book.execution import over_budget, record_of
 from book.project import Project, declared_parameters, read_notebook, tags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,14 +178,6 @@ def test_every_file_of_the_package_is_reached_by_a_module_that_names_it():
     named = dependencies.named_files(ROOT / "ebmlib", trees)
     others = [path for path in (ROOT / "ebmlib").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
     assert sorted(path.name for path in others if path not in named) == []
-
-
-def test_the_last_quick_run_kept_its_budget():
-    project = Project(ROOT)
-    records = {plan.name: record_of(project, plan.name) for plan in project.plans()}
-    if not any(records.values()):
-        pytest.skip("no notebook has run at preset quick in this checkout")
-    assert over_budget(project, {name: record for name, record in records.items() if record}) == []
 
 
 @pytest.mark.parametrize(
