@@ -98,9 +98,7 @@ def execute(project: Project, plan: Plan, parts: dict[str, str], speed: float | 
     kept, before = executed_path(project, plan.name), record_of(project, plan.name)
     out, log = kept.with_suffix(".tmp.ipynb"), kept.with_suffix(".log")
     runs = project.root / str(plan.parameters.get("run_dir", "build/runs/none"))
-    shutil.rmtree(
-        runs, ignore_errors=True
-    )  # each execution is a run of its own, and none is written over
+    shutil.rmtree(runs, ignore_errors=True)  # each execution is a run of its own, and none is written over
     limits = {"limit": NOTEBOOK_SECONDS, "cell_limit": CELL_SECONDS}
     ended = runner.run(project.root, plan.source, out, plan.parameters, log, **limits)
     if ended.error is not None:

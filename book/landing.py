@@ -64,7 +64,9 @@ def _picture(card: dict, outcomes: list[Outcome]) -> bytes | None:
 
     sources = [o.notebook for o in outcomes if o.plan.name == card["notebook"] and o.notebook is not None]
     cells = [cell for source in sources for cell in read_notebook(source)["cells"]]
-    figures = [cell for cell in cells if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == card["figure"]]
+    figures = [
+        cell for cell in cells if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == card["figure"]
+    ]
     data = [output.get("data", {}) for cell in figures for output in cell.get("outputs", [])]
     for png in (found["image/png"] for found in data if "image/png" in found):
         whole, kept = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()

@@ -27,7 +27,7 @@ NO_START = "Kernel died before replying to kernel_info"
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: `error` in one line or None, wall and CPU seconds, MiB of its largest process; `late`: at its limit."""
+    """How a run ended: `error` is one line or None, `memory` that of its largest process in MiB, `late` at its limit."""
 
     error: str | None
     seconds: float
@@ -66,7 +66,7 @@ def _wait(command: list[str], root: Path, log: Path, limit: float, beat: Callabl
     }
     with log.open("w") as sink:
         streams = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, cwd=root, env=environment | own, **streams)
+        process = subprocess.Popen(command, cwd=root, env=environment, **streams)
         while status is None:
             time.sleep(0.05)
             seconds = time.monotonic() - begin

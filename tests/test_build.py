@@ -549,23 +549,24 @@ def test_committed_rows_of_no_notebook_have_a_section_of_their_own(project: Proj
 
 def test_planned_rows_that_are_not_there_say_not_run_with_their_command(project: Project):
     plan = """
-import sys
-sys.path.insert(0, "elsewhere")
-PLAN = dict.fromkeys(("one", "two_gpu", "three_gpu", "four"))
-GPU = [name for name in PLAN if name.endswith("_gpu")]
-NOTES = {"two_gpu": {"title": "The second", "note": "A note."}, "three_gpu": {"title": "The third"}}
+[one]
+[two_gpu]
+preset = "gpu"
+title = "The second"
+note = "A note."
+[three_gpu]
+preset = "gpu"
+title = "The third"
+[four]
 """
     never = Outcome(Plan("one", project.root / "notebooks" / "one.ipynb"), None, None)
     assert "not run" not in pages.results_page(project, [never]), "no plan, nothing to say"
-    write(project.root, {"benchmarks/results.py": plan})
+    write(project.root, {"benchmarks/plan.toml": plan})
     (project.root / "data" / "results").mkdir()
     for name in ("one", "two_gpu"):
         results.save(project.root / f"data/results/{name}.json", [results.Row("KL", 0.5)], **{"title": name})
-    path = sys.path[:]
-    text = pages.results_page(project, [never])
-    assert sys.path == path
-    told = text.partition("## Planned and not run")[2].strip().splitlines()
-    assert told[2:] == [
+    said = pages.results_page(project, [never]).partition("## Planned and not run")[2].strip().splitlines()
+    assert said[2:] == [
         "- **The third**: not run; `make gpu` on a machine with a GPU writes `data/results/three_gpu.json`.",
         "- **The long runs of `four`**: not run; `python benchmarks/results.py --only four` writes "
         "`data/results/four.json`.",
@@ -770,9 +771,8 @@ def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
 
 
 def test_the_first_page_wants_every_picture_and_number_once_all_notebooks_have_run(tmp_path: Path):
-    rows = papers.Rows({}, complete=False)
-    page = landing.substitutions([], rows, tmp_path)["landing"]
-    assert page.count("<li>") == 5
-    assert page.count("not in this build") == 5
+    cards = papers.load(ROOT / "book" / "papers")
+    page = landing.substitutions(cards, [], papers.Rows({}, complete=False), tmp_path)["landing"]
+    assert page.count("<li>") == page.count("not in this build") == 5
     with pytest.raises(LookupError, match="fig-drl-cifar-checkpoint"):
-        landing.substitutions([], papers.Rows({}, complete=True), tmp_path)
+        landing.substitutions(cards, [], papers.Rows({}, complete=True), tmp_path)
