@@ -27,7 +27,7 @@ NO_START = "Kernel died before replying to kernel_info"
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: `error` is one line or None, `memory` that of its largest process in MiB, `late` at its limit."""
+    """How a run ended: `error` in one line or None, `memory` of its largest process in MiB, if it ran out of time."""
 
     error: str | None
     seconds: float
