@@ -74,11 +74,8 @@ def configured(config: dict, address: str | None, with_script: bool) -> dict:
     repository["url"] = address or repository.get("url") or ""
     if repository["url"]:
         config["repository"] = repository
-        config["launch_buttons"] = {
-            "notebook_interface": "jupyterlab",
-            "colab_url": "https://colab.research.google.com",
-            "binderhub_url": "https://mybinder.org",
-        }
+        hosts = {"colab_url": "https://colab.research.google.com", "binderhub_url": "https://mybinder.org"}
+        config["launch_buttons"] = {"notebook_interface": "jupyterlab", **hosts}
         buttons = ("use_repository_button", "use_issues_button", "use_edit_page_button")
         config["html"] = config.get("html", {}) | dict.fromkeys(buttons, True)
     else:

@@ -53,7 +53,7 @@ CODE = {
     "ebmlib/unused.py": "",
     "ebmlib/page/plots.py": "from ebmlib import unused\n",
     "data/set.txt": "data",
-    "book/notebooks.toml": '[partition_toy]\nfiles = ["data/set.txt"]\n[drl_cifar]\nfiles = ["data/checkpoints/drl_*"]\n',
+    "book/notebooks.toml": 'partition_toy.files = ["data/set.txt"]\ndrl_cifar.files = ["data/checkpoints/drl_*"]\n',
 }
 CELL = {"cell_type": "code", "metadata": {}, "source": ["from ebmlib import core\n", "from ebmlib.page import plots"]}
 PROSE = {"cell_type": "markdown", "metadata": {}, "source": "# Title"}
