@@ -9,12 +9,12 @@ quadrature. Writes data/results/methods_ebmkit.json. A finished seed is kept und
 """
 
 import argparse
-import hashlib
+import ast
 import importlib.metadata
 import inspect
 import math
 import platform
-import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +35,9 @@ from ebmlib.reservoir import Reservoir
 from ebmlib.run import checkpoint, training
 from ebmlib.samplers import langevin, ula
 from ebmlib.targets import densities
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from book import dependencies
 
 ROOT = Path(__file__).resolve().parents[1]
 WANTED = "0.16.0"
@@ -201,9 +204,10 @@ def one_seed(seed: int, methods: dict[str, Callable[..., Trained]], preset: str,
 
 
 def code_hash() -> str:
-    """Eight hex digits over this script and the library's modules."""
-    files = [Path(__file__), *sorted((ROOT / "ebmlib").rglob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+    """Eight hex digits over this script and the library's modules that it reaches, but for how pages show things."""
+    code = ast.parse(Path(__file__).read_text())
+    found = dependencies.parts(ROOT, "ebmlib", code, [], without=("ebmlib/page/",))
+    return checkpoint.key_hash(found | {"script": ast.dump(code)})[:8]
 
 
 def settings_hash(options: dict[str, int]) -> str:
@@ -237,11 +241,6 @@ def check_ebmkit() -> None:
         raise SystemExit(f"this comparison is with ebmkit {WANTED}; installed is {found}")
 
 
-def git_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -250,7 +249,11 @@ def main() -> None:
     given = parser.parse_args()
     check_ebmkit()
     torch.set_num_threads(1)
-    commit, code, options = git_commit(), code_hash(), {"iterations": given.iterations} if given.iterations else {}
+    commit, code, options = (
+        results.git_commit(ROOT),
+        code_hash(),
+        {"iterations": given.iterations} if given.iterations else {},
+    )
     rows = [row for seed in given.seeds for row in kept(seed, code, options)]
     if not all(math.isfinite(row.value) for row in rows):
         raise SystemExit(f"a method diverged: look at {KEPT.relative_to(ROOT)}")

@@ -1,17 +1,14 @@
-"""Bundles a long run on images with the book: its EMA weights, its record, and its rows.
+"""Bundles a long run on images with the book: its EMA weights and its record. `make results` calls it.
 
-    python benchmarks/export.py RUN_FOLDER NAME [--rows EXECUTED.ipynb COMMIT]
+    python benchmarks/export.py RUN_FOLDER NAME
 
 RUN_FOLDER is the `run_dir` of a long run. Writes data/checkpoints/NAME.safetensors, the EMA weights as bfloat16, or as
 they are where the net is small, and NAME_record.safetensors where the run kept a record. A run of
 self_adversarial_images has three trainings in its file; so has what is written, and that notebook's `checkpoint` takes
-it. With --rows, EXECUTED.ipynb being the notebook's output and COMMIT the commit it ran at, also the rows, as
-data/results/<notebook>.json.
+it.
 """
 
 import argparse
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ import torch
 from ebmlib.nets.blocks import parameter_count
 from ebmlib.nets.conv import ConvNet
 from ebmlib.nets.wideresnet import TimeWideResNet
-from ebmlib.page import results
 from ebmlib.run import checkpoint
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -75,35 +71,12 @@ def _within_limit(path: Path) -> Path:
     return path
 
 
-def write_rows(path: Path, key: dict[str, Any], executed: Path, commit: str) -> None:
-    """Write the rows of the run behind a bundled file, and its hash beside them."""
-    notebook = json.loads(executed.read_text())["metadata"]["papermill"]["input_path"]
-    target = DATA / "results" / f"{Path(notebook).stem}.json"
-    rows = results.read(executed)
-    earlier = results.load(target)[0] if target.exists() else []  # the notebook shows those as well
-    own = [row for row in rows if row.preset == rows[0].preset and row not in earlier]
-    where = {"commit": commit, "settings": checkpoint.key_hash(key["settings"]), "checkpoint": path.name}
-    command = (
-        f"papermill notebooks/{Path(notebook).name} out.ipynb -p preset {rows[0].preset} -p dataset {key['dataset']}"
-    )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    results.save(target, own, overwrite=True, command=command, sha256=digest, **where)
-    print(f"wrote {len(own)} rows into {target.name}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("name")
-    parser.add_argument("--rows", nargs=2, metavar=("EXECUTED", "COMMIT"))
     options = parser.parse_args()
-    about = {}
-    if options.rows:
-        first = results.read(options.rows[0])[0]
-        about = {"preset": first.preset, "device": first.device, "seconds": first.seconds}
-    path, key = bundle(options.run_folder, options.name, **about)
-    if options.rows:
-        write_rows(path, key, Path(options.rows[0]), options.rows[1])
+    bundle(options.run_folder, options.name)
 
 
 if __name__ == "__main__":

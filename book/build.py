@@ -1,6 +1,6 @@
 """Builds the book: executes what changed, stages it, runs Jupyter Book strictly, and swaps the result in.
 
-    python -m book.build [--preset quick] [--output build/book] [--jobs 2] [--no-pages]
+    python -m book.build [--preset quick] [--output build/book] [--jobs N] [--no-pages]
 
 Exit status 0 means that every notebook ran and that the pages are new and complete.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -31,15 +32,14 @@ class Refused(RuntimeError):
     """A reason to stop, in one sentence for the reader of the terminal."""
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
+say = functools.partial(print, flush=True)
 
 
 def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m book.build", description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="quick", help="preset of every notebook (quick is what the book shows)")
     parser.add_argument("--output", type=Path, default=Path("build/book"), help="the book's folder, under the root")
-    parser.add_argument("--jobs", type=int, default=2, help="notebooks at once, each on one thread")
+    parser.add_argument("--jobs", type=int, help="notebooks at a time (as many as there are cores and memory for)")
     parser.add_argument("--no-pages", action="store_true", help="execute only")
     options = parser.parse_args(arguments)
     project = Project(root or Path(__file__).resolve().parents[1], options.preset, options.output)
@@ -54,8 +54,8 @@ def main(arguments: list[str] | None = None, root: Path | None = None) -> int:
         return 130
 
 
-def build(project: Project, jobs: int = 2, with_pages: bool = True, say: Callable[[str], None] = say) -> int:
-    """The whole build; 0 where every notebook stands and the pages are built."""
+def build(project: Project, jobs: int | None = None, with_pages: bool = True, say: Callable[[str], None] = say) -> int:
+    """The whole build; 0 where every notebook is up to date and the pages are built."""
     start = time.monotonic()
     outcomes = execute_all(project, project.plans(), jobs, say)
     if with_pages:

@@ -10,16 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 # What a browser fetches by itself. A link to click (a) is no request; of link elements only these kinds load something.
-LOADED = {
-    "script": "src",
-    "img": "src",
-    "iframe": "src",
-    "source": "src",
-    "video": "src",
-    "audio": "src",
-    "embed": "src",
-}
-LOADED |= {"track": "src", "input": "src", "object": "data", "image": "href", "use": "href"}
+LOADED = dict.fromkeys(("script", "img", "iframe", "source", "video", "audio", "embed", "track", "input"), "src")
+LOADED |= {"object": "data", "image": "href", "use": "href"}
 LOADED_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
 OUTSIDE = re.compile(r"^\s*(https?:)?//", re.IGNORECASE)
 CSS_ADDRESS = re.compile(r"(?:url\(\s*['\"]?|@import\s+['\"])\s*((?:https?:)?//[^'\")\s]+)", re.IGNORECASE)

@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from book.project import Plan, Project, read_notebook
@@ -19,26 +19,32 @@ def digest(data: bytes | str) -> str:
 def fingerprint(project: Project, plan: Plan) -> dict[str, str]:
     """Digest of each thing that the notebook's outputs follow from, by a name that can be shown to the reader.
 
-    These are: its cells, what papermill sets, the lock file, the Python version, the package's modules that it reaches
-    by import (transitively), the package's other files that those modules name, and the data files of the table.
+    These are: its cells, what papermill sets, the lock file, the Python version, and `parts`.
     """
-    root = project.root
-    parts = {
+    found = {
         "the notebook": digest(json.dumps(_cells(plan.source), sort_keys=True)),
         "its parameters": digest(json.dumps(plan.parameters, sort_keys=True)),
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "requirements.lock": file_digest(root / "requirements.lock"),
+        "requirements.lock": file_digest(project.root / "requirements.lock"),
     }
-    code = notebook_code(plan.source)
-    modules = reached_modules(root, project.package, code)
-    trees = [code, *modules.values()]
-    parts |= {str(path.relative_to(root)): digest(ast.dump(tree)) for path, tree in modules.items()}
-    for path in named_files(root / project.package, trees):
-        parts[str(path.relative_to(root))] = file_digest(path)
-    for pattern in plan.files:
-        found = sorted(path for path in root.glob(pattern) if path.is_file())
-        parts |= {str(path.relative_to(root)): file_digest(path) for path in found}
-    return parts
+    return found | parts(project.root, project.package, notebook_code(plan.source), plan.files)
+
+
+def parts(
+    root: Path, package: str, code: ast.Module, files: Iterable[str], without: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Digests of the package's modules that `code` reaches by import, of its other files that those name, and of data.
+
+    `files` are patterns of data files. Paths that begin with one of `without` do not count, nor what they import.
+    """
+    modules = reached_modules(root, package, code, without)
+    found = {str(path.relative_to(root)): digest(ast.dump(tree)) for path, tree in modules.items()}
+    data = (path for pattern in files for path in sorted(root.glob(pattern)))
+    for path in [*named_files(root / package, [code, *modules.values()]), *data]:
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not name.startswith(without):
+            found[name] = file_digest(path)
+    return found
 
 
 def changed(old: dict[str, str], new: dict[str, str]) -> list[str]:
@@ -72,14 +78,18 @@ def notebook_code(path: Path) -> ast.Module:
     return ast.Module(body=body, type_ignores=[])
 
 
-def reached_modules(root: Path, package: str, code: ast.Module) -> dict[Path, ast.Module]:
-    """The package's modules that `code` imports, directly or through one another, without their docstrings."""
+def reached_modules(
+    root: Path, package: str, code: ast.Module, without: tuple[str, ...] = ()
+) -> dict[Path, ast.Module]:
+    """The package's modules that `code` imports, directly or through one another, without their docstrings.
+
+    Modules whose path begins with one of `without` are left out, and so is what only they import.
+    """
     reached: dict[Path, ast.Module] = {}
     waiting = list(imported_names(code, ""))
     while waiting:
-        name = waiting.pop()
-        for path, module in _files_of(root, package, name):
-            if path not in reached:
+        for path, module in _files_of(root, package, waiting.pop()):
+            if path not in reached and not path.relative_to(root).as_posix().startswith(without):
                 reached[path] = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
                 inside = module if path.name == "__init__.py" else module.rpartition(".")[0]
                 waiting += imported_names(reached[path], inside)
@@ -92,47 +102,35 @@ def imported_names(tree: ast.Module, inside: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parents = inside.split(".") if node.level else []
-            parents = parents[: len(parents) - (node.level - 1)] if node.level else []
-            base = ".".join([*parents, *([node.module] if node.module else [])])
+            above = inside.split(".")
+            parents = above[: len(above) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def _files_of(root: Path, package: str, name: str) -> Iterator[tuple[Path, str]]:
     """The file of a dotted name and of each package above it, where they are the package's own."""
-    parts = name.split(".")
-    if parts[0] != package:
-        return
-    for end in range(1, len(parts) + 1):
-        module = ".".join(parts[:end])
-        stem = root.joinpath(*parts[:end])
+    words = name.split(".")
+    for end in range(1, len(words) + 1) if words[0] == package else ():
+        stem = root.joinpath(*words[:end])
         for path in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
             if path.is_file():
-                yield path, module
+                yield path, ".".join(words[:end])
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:]
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
     return tree
 
 
 def named_files(folder: Path, trees: list[ast.Module]) -> list[Path]:
     """The package's files that are no modules and that a string in the code names, by their name or their folder's."""
-    strings = {
-        node.value
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+    constants = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    strings = {value for value in constants if isinstance(value, str)}
     text = "\n".join(strings)
     found = []
     for path in sorted(folder.rglob("*")):

@@ -7,6 +7,7 @@ import math
 from itertools import takewhile
 
 from book.papers import Rows, html_table, taken
+from ebmlib.page import results
 
 MEASURES = ("KL to the truth", "MMD^2 of samples")
 
@@ -68,8 +69,6 @@ def _not_told_apart(one, other) -> bool:
 
 
 def _table(found: dict, targets: list[str]) -> str:
-    from ebmlib.page import results
-
     titles = [
         "method",
         *(f"{target}: {measure.replace('^2', '²')}" for target in targets for measure in MEASURES),
@@ -84,4 +83,4 @@ def _table(found: dict, targets: list[str]) -> str:
         seconds = [row.seconds for (_, measure), row in rows.items() if measure == "evaluations" and row.seconds]
         cells.append(f"{sum(seconds) / len(seconds):.3g}" if seconds else "")
         body.append([html.escape(cell) for cell in (method, *cells)])
-    return html_table(tuple(titles), body, "Methods")
+    return html_table(titles, body, "Methods")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import shutil
-import sys
+import tomllib
 from pathlib import Path
 
 import yaml
 
-from book import api, cards, landing, methods, papers, performance
+from book import api, cards, landing, methods, papers, performance, recipes
 from book.execution import Outcome
 from book.project import Project, read_notebook, tags
+from ebmlib.page import results
 
 # Beside the package, for literalinclude: pages show the tested code itself. And pages are built again after a change.
 SOURCES = ("tests", "benchmarks", "book")
@@ -37,16 +37,15 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
             first = headline(outcome.plan.name, asked, rows)
             page = json.dumps(notebook_page(outcome, first), ensure_ascii=False, indent=1)
             (folder / "notebooks" / f"{outcome.plan.name}.ipynb").write_text(page + "\n", encoding="utf-8")
-    script = _static_script(project)
-    if script:
-        (folder / "book" / "_assets" / "langevin-static.js").write_text(script, encoding="utf-8")
+    assets = folder / "book" / "_assets"
+    script = _script(project, assets)
     config = yaml.safe_load((project.root / "_config.yml").read_text())
-    config = configured(config, os.environ.get("BOOK_REPOSITORY"), bool(script))
-    filled_in = committed_numbers(project) | api.substitutions(project) | recipes_table(project)
+    config = configured(config, os.environ.get("BOOK_REPOSITORY"), script)
+    filled_in = committed_numbers(project) | api.substitutions(project) | {"recipes": recipes.table()}
     if (project.root / "book" / "papers").is_dir():
         (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
         filled_in |= methods.substitutions(rows)
-        filled_in |= landing.substitutions(outcomes, rows, folder / "book" / "_assets")
+        filled_in |= landing.substitutions(papers.load(project.root / "book" / "papers"), outcomes, rows, assets)
     if (project.root / "book" / "performance.md").is_file():
         filled_in |= performance.substitutions(project.root / "data" / "benchmarks")
     config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = filled_in
@@ -59,13 +58,14 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     (folder / "_toc.yml").write_text(yaml.safe_dump(without_pages(toc, missing), sort_keys=False))
 
 
-def _static_script(project: Project) -> str | None:
-    """The playground's script for pages without a kernel, where the project has a playground."""
-    if not (project.root / "ebmlib" / "page" / "playground.py").is_file():
-        return None
-    from ebmlib.page import playground
+def _script(project: Project, assets: Path) -> bool:
+    """Write the playground's script for pages without a kernel, where the project has a playground."""
+    there = (project.root / "ebmlib" / "page" / "playground.py").is_file()
+    if there:
+        from ebmlib.page import playground
 
-    return playground.static_script()
+        (assets / "langevin-static.js").write_text(playground.static_script(), encoding="utf-8")
+    return there
 
 
 def configured(config: dict, address: str | None, with_script: bool) -> dict:
@@ -74,11 +74,8 @@ def configured(config: dict, address: str | None, with_script: bool) -> dict:
     repository["url"] = address or repository.get("url") or ""
     if repository["url"]:
         config["repository"] = repository
-        config["launch_buttons"] = {
-            "notebook_interface": "jupyterlab",
-            "colab_url": "https://colab.research.google.com",
-            "binderhub_url": "https://mybinder.org",
-        }
+        hosts = {"colab_url": "https://colab.research.google.com", "binderhub_url": "https://mybinder.org"}
+        config["launch_buttons"] = {"notebook_interface": "jupyterlab", **hosts}
         buttons = ("use_repository_button", "use_issues_button", "use_edit_page_button")
         config["html"] = config.get("html", {}) | dict.fromkeys(buttons, True)
     else:
@@ -97,26 +94,12 @@ def committed_numbers(project: Project) -> dict[str, str]:
 
     Means over seeds come first in those files. An unknown name is a warning, which stops a strict build.
     """
-    files = papers.committed_files(project)
-    if not files:
-        return {}
-    from ebmlib.page import results
-
     numbers: dict[str, str] = {}
-    for path in files:
+    for path in papers.committed_files(project):
         for row in results.load(path)[0]:
             key = re.sub(r"[^a-z0-9]+", "_", f"{path.stem} {row.name} {row.dataset}".lower()).strip("_")
             numbers.setdefault(key, results.quantity(row.value, row.se))
     return numbers
-
-
-def recipes_table(project: Project) -> dict[str, str]:
-    """The table of published recipes as {{ recipes }}, where the project has recipes."""
-    if not (project.root / project.package / "recipes.py").is_file():
-        return {}
-    from book import recipes
-
-    return {"recipes": recipes.table()}
 
 
 def without_pages(toc: dict, missing: set[str]) -> dict:
@@ -240,29 +223,21 @@ def results_page(project: Project, outcomes: list[Outcome]) -> str:
 
 def _not_run(project: Project) -> list[str]:
     """What the plan of long runs has and `data/results` has not, each with the command that would make it."""
-    script = project.root / "benchmarks" / "results.py"
-    if not script.is_file():
-        return []
-    path = sys.path[:]
-    try:
-        told = runpy.run_path(str(script))
-    finally:
-        sys.path[:] = path  # a script puts its folder there
-    missing = [name for name in told["PLAN"] if not (project.root / "data" / "results" / f"{name}.json").is_file()]
-    lines = ["## Planned and not run", "", "Nothing below was run: there are no numbers to show.", ""] * bool(missing)
-    for name in missing:
-        about, gpu = told["NOTES"].get(name, {}), name in told["GPU"]
-        command = "make gpu" if gpu else f"python benchmarks/results.py --only {name}"
-        how = f"`{command}`{' on a machine with a GPU' * gpu} writes `data/results/{name}.json`"
-        title = about.get("title", f"The long runs of `{name}`")
-        lines += [f"- **{title}**: not run; {how}. {about.get('note', '')}".rstrip()]
-    return [*lines, ""] if missing else []
+    plan = project.root / "benchmarks" / "plan.toml"
+    entries = tomllib.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else {}
+    lines = ["## Planned and not run", "", "Nothing below was run: there are no numbers to show.", ""]
+    for name, entry in entries.items():
+        if not (project.root / "data" / "results" / f"{name}.json").is_file():
+            gpu = entry.get("preset") == "gpu"
+            command = "make gpu" if gpu else f"python benchmarks/results.py --only {name}"
+            how = f"`{command}`{' on a machine with a GPU' * gpu} writes `data/results/{name}.json`"
+            title = entry.get("title", f"The long runs of `{name}`")
+            lines += [f"- **{title}**: not run; {how}. {entry.get('note', '')}".rstrip()]
+    return [*lines, ""] if len(lines) > 4 else []
 
 
 def _section_of(path: Path) -> list[str]:
     """Committed rows that no notebook made, under the title and with the note that the file brings."""
-    from ebmlib.page import results
-
     rows, meta = results.load(path)
     words = [meta["note"], ""] if "note" in meta else []
     lines = [f"## {meta.get('title', path.stem)}", "", *words, _source(path), ""]
@@ -281,8 +256,6 @@ def _title(outcome: Outcome) -> str:
 
 def _tables(project: Project, outcome: Outcome) -> list[tuple[str, str]]:
     """(what it is, HTML table) of the page's own rows and of the committed ones, where there are any."""
-    from ebmlib.page import results
-
     own = papers.own_rows(project, outcome)
     tables = [("As this book's build ran it:", results.as_html(own))] if own else []
     committed = project.root / "data" / "results" / f"{outcome.plan.name}.json"

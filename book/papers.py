@@ -12,12 +12,15 @@ import html
 import re
 import tomllib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from book.execution import Outcome
 from book.project import Project
+from ebmlib.page import results, shown
 
 OURS = ("ours", "not run, or what differs", "command")  # behind the paper's own columns
+html_table = partial(shown.as_html, kind="ebm-paper-table")  # of cells that are HTML
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,6 @@ def committed_files(project: Project) -> list[Path]:
 
 def own_rows(project: Project, outcome: Outcome) -> list:
     """The rows that a page's run made. A page shows committed rows, too: those are not its own."""
-    from ebmlib.page import results
-
     if outcome.notebook is None or results.MIME not in outcome.notebook.read_text(encoding="utf-8"):
         return []
     elsewhere = [row for path in committed_files(project) for row in results.load(path)[0]]
@@ -47,8 +48,6 @@ def own_rows(project: Project, outcome: Outcome) -> list:
 
 def collect(project: Project, outcomes: list[Outcome]) -> Rows:
     """Committed rows as means over their seeds, then those of the build's own executions that are not the same."""
-    from ebmlib.page import results
-
     found: dict[tuple[str, str, str], list] = {}
     for path in committed_files(project):
         for row in results.summary(results.load(path)[0]):
@@ -63,19 +62,16 @@ def collect(project: Project, outcomes: list[Outcome]) -> Rows:
 def load(folder: Path) -> list[dict]:
     """The papers' tables by the `order` of their files; ValueError names the first row that has a wrong shape."""
     papers = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))]
-    for paper in papers:
-        for table in paper["table"]:
-            where, width = f"{paper['title']}, {table['source']}", len(table["columns"])
-            for quoted in table.get("quoted", []):
-                if len(quoted) != width + 1:
-                    raise ValueError(
-                        f"{where}: the quoted row {quoted[0]!r} has {len(quoted) - 1} values, not {width}."
-                    )
-            for row in table.get("row", []):
-                if len(row["values"]) != width:
-                    raise ValueError(f"{where}: the row {row['name']!r} has {len(row['values'])} values, not {width}.")
-                if not row.get("ours") and not row.get("why"):
-                    raise ValueError(f"{where}: the row {row['name']!r} has neither a row of ours nor a reason.")
+    for paper, table in [(one, table) for one in papers for table in one["table"]]:
+        width, rows = len(table["columns"]), table.get("row", [])
+        given = [(quoted[0], quoted[1:]) for quoted in table.get("quoted", [])]
+        for name, values in given + [(row["name"], row["values"]) for row in rows]:
+            if len(values) != width:
+                where = f"{paper['title']}, {table['source']}"
+                raise ValueError(f"{where}: the row {name!r} has {len(values)} values, not {width}.")
+        for row in rows:
+            if not row.get("ours") and not row.get("why"):
+                raise ValueError(f"{paper['title']}: the row {row['name']!r} has neither a row of ours nor a reason.")
     return sorted(papers, key=lambda paper: paper["order"])
 
 
@@ -152,8 +148,6 @@ def _answers(asked: dict, rows: Rows) -> list[str]:
 
 def value(row) -> str:
     """A row's value with its standard error and unit."""
-    from ebmlib.page import results
-
     return f"{results.quantity(row.value, row.se)} {row.unit}".strip()
 
 
@@ -173,18 +167,3 @@ def sentence(row, among=()) -> str:
     place = f" ({row.source})" if row.source else ""
     paper = "" if row.paper is None else f"; the paper: {row.paper}{place}"
     return f"{row.name}: **{value(row)}** ({row.dataset}, {taken(row, among)}){paper}"
-
-
-def html_table(titles: tuple[str, ...], body: list[list[str]], label: str, words: int = 0) -> str:
-    """A table of HTML cells that scrolls by itself; its last `words` columns hold text and get room for it."""
-    wide = ["" if k < len(titles) - words else ' class="ebm-words"' for k in range(len(titles))]
-    head = "".join(f'<th scope="col"{room}>{html.escape(title)}</th>' for title, room in zip(titles, wide))
-    lines = [
-        f'<tr><th scope="row">{cells[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in cells[1:]) + "</tr>"
-        for cells in body
-    ]
-    return (
-        f'<div class="ebm-results" style="overflow-x: auto" role="region" aria-label="{html.escape(label)}" '
-        f'tabindex="0"><table class="ebm-paper-table"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )

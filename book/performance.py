@@ -67,33 +67,21 @@ def training_share(content: dict) -> tuple[float, str] | str:
 
 
 OURS_ON_GPU = ("langevin", "compiled", "compiled, reduce-overhead")
+GPU_TRAINING = "DRL's training at 25 % or more of the card's dense bf16 rate"
+most = lambda limit: lambda value: value <= limit
+below = lambda limit: lambda value: value < limit
+least = lambda limit: lambda value: value >= limit
 GOALS = (
-    Goal(
-        "cpu", "`langevin` at most 1.05 times the bare cost", worst("", ("langevin",), ("bare",)), lambda v: v <= 1.05
-    ),
-    Goal("cpu", "compiled, below the bare cost", worst("", ("compiled",), ("bare",)), lambda v: v < 1),
-    Goal("cpu", "`langevin` below both peers everywhere", worst("", ("langevin",), PEERS), lambda v: v < 1),
-    Goal("cpu", "compiled, below both peers everywhere", worst("", ("compiled",), PEERS), lambda v: v < 1),
-    Goal(
-        "cuda",
-        "small nets at least 3 times as fast as both peers",
-        worst("!wideresnet", OURS_ON_GPU, PEERS, speedup=True),
-        lambda v: v >= 3,
-    ),
-    Goal(
-        "cuda",
-        "the WideResNet at least 1.5 times as fast as both peers",
-        worst("wideresnet", OURS_ON_GPU, PEERS, speedup=True),
-        lambda v: v >= 1.5,
-    ),
-    Goal(
-        "cuda",
-        "DRL's training at 25 % or more of the card's dense bf16 rate",
-        training_share,
-        lambda v: v >= 0.25,
-        unit=" of the rate",
-    ),
-)
+    Goal("cpu", "`langevin` at most 1.05 times the bare cost", worst("", ("langevin",), ("bare",)), most(1.05)),
+    Goal("cpu", "compiled, below the bare cost", worst("", ("compiled",), ("bare",)), below(1)),
+    Goal("cpu", "`langevin` below both peers everywhere", worst("", ("langevin",), PEERS), below(1)),
+    Goal("cpu", "compiled, below both peers everywhere", worst("", ("compiled",), PEERS), below(1)),
+    Goal("cuda", "small nets at least 3 times as fast as both peers",
+         worst("!wideresnet", OURS_ON_GPU, PEERS, True), least(3)),
+    Goal("cuda", "the WideResNet at least 1.5 times as fast as both peers",
+         worst("wideresnet", OURS_ON_GPU, PEERS, True), least(1.5)),
+    Goal("cuda", GPU_TRAINING, training_share, least(0.25), " of the rate"),
+)  # fmt: skip
 
 
 def load(path: Path) -> dict | None:
@@ -131,13 +119,18 @@ def kills(path: Path) -> str:
         return f"Kills: {MISSING}. `make kills` fills this in."
     content = json.loads(path.read_text(encoding="utf-8"))
     rows, meta = content["rows"], content["meta"]
-    body = [[html.escape(row["name"]), f"{row['value']:.0f} of {row['n']}"] for row in rows]
+    body = [[row["name"], f"{row['value']:.0f} of {row['n']}"] for row in rows]
     about = f"{rows[0]['protocol']}; {rows[0]['device']}, `{meta['command']}` at commit {meta['commit']}."
-    return f"{about[0].upper()}{about[1:]}\n\n" + raw(html_table(("what", "how many"), body, "Kills"))
+    return f"{about[0].upper()}{about[1:]}\n\n" + raw(texts(("what", "how many"), body, "Kills"))
 
 
 def raw(table: str) -> str:
     return f"```{{raw}} html\n{table}\n```"
+
+
+def texts(titles: tuple[str, ...], body: list[list[str]], label: str, words: int = 0) -> str:
+    """A table whose cells are texts."""
+    return html_table(titles, [[html.escape(cell) for cell in row] for row in body], label, words=words)
 
 
 def by_case(content: dict) -> dict[str, dict[str, dict]]:
@@ -164,8 +157,8 @@ def goals(contents: dict[str, dict | None]) -> str:
             cells = [value, "", MISSING]
         else:
             cells = [f"{value[0]:.3g}{goal.unit}", value[1], "met" if goal.met(value[0]) else "missed"]
-        body.append([html.escape(cell) for cell in (goal.text.replace("`", ""), DEVICES[goal.device], *cells)])
-    return html_table(("goal", "on", "worst value", "where", "verdict"), body, "Goals")
+        body.append([goal.text.replace("`", ""), DEVICES[goal.device], *cells])
+    return texts(("goal", "on", "worst value", "where", "verdict"), body, "Goals")
 
 
 def steps(content: dict) -> str:
@@ -180,17 +173,16 @@ def steps(content: dict) -> str:
                 bare = row["against"].get("bare")
                 ratio = three(bare, lambda v: f"{v:.2f}") if bare else "1"
                 cells = [three(row["seconds"], seconds), ratio, str(len(row["rounds"]))]
-            body.append([html.escape(cell) for cell in (label, name, *cells)])
+            body.append([label, name, *cells])
     titles = ("case", "contender", "seconds a step: min / median / max", "times bare: min / median / max", "rounds")
-    return html_table(titles, body, "Seconds a step")
+    return texts(titles, body, "Seconds a step")
 
 
 def training(content: dict) -> str:
     body = []
     for row in content["training"]:
         if reason := row.get("not_measured"):
-            cells = [f"preset {row['preset']}, engine {row['engine']}", f"{MISSING}: {reason}", "", "", "", ""]
-            body.append([html.escape(cell) for cell in cells])
+            body.append([f"preset {row['preset']}, engine {row['engine']}", f"{MISSING}: {reason}", "", "", "", ""])
             continue
         blocks = f"{row['blocks']} block{'s' * (row['blocks'] > 1)}"
         net = f"{row['size']} px, width {row['width']}, {blocks}, {row['weights']:,} weights"
@@ -203,9 +195,9 @@ def training(content: dict) -> str:
             three(row["share"], lambda v: f"{v:.1%}") + f" {row['share_is']}" if row["share"] else row["share_is"],
             profile(row),
         ]
-        body.append([html.escape(cell) for cell in cells])
+        body.append(cells)
     titles = ("training", "iterations a second: min / median / max", "peak memory", "FLOP an iteration", "share")
-    return html_table((*titles, "where the time goes"), body, "Training recovery likelihood", words=2)
+    return texts((*titles, "where the time goes"), body, "Training recovery likelihood", words=2)
 
 
 def profile(row: dict[str, Any]) -> str:
@@ -231,9 +223,9 @@ def growth(content: dict) -> str:
             f"{three(row['seconds'], seconds)} a {row['per']}",
             three(row["times"], lambda v: f"{v:.3g}"),
         ]
-        body.append([html.escape(cell) for cell in cells])
+        body.append(cells)
     titles = ("net", "size", "seconds: min / median / max", "times the first of its series: min / median / max")
-    return html_table(titles, body, "How the cost grows")
+    return texts(titles, body, "How the cost grows")
 
 
 def three(values: dict[str, float], say: Callable[[float], str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +43,16 @@ class Project:
         return self.root / "build" / "executions" / self.preset
 
     def table(self) -> dict:
-        path = self.root / "book" / "notebooks.toml"
-        return tomllib.loads(path.read_text())
+        return tomllib.loads((self.root / "book" / "notebooks.toml").read_text())
 
     @property
     def total_limit(self) -> float:
         return float(self.table()["total"])
+
+    @property
+    def reference(self) -> float | None:
+        """What `book.calibration` measured where the limits were set; None where the table does not say."""
+        return self.table().get("calibration")
 
     def plans(self) -> list[Plan]:
         """Every notebook in the folder, by name. ValueError where folder and table disagree."""
@@ -72,10 +77,11 @@ class Project:
         return Plan(path.stem, path, parameters, files, float(entry["limit"]))
 
     def _committed(self, path: Path) -> list[str]:
-        """The committed rows that the notebook's code names, so that new ones execute it again."""
+        """The files of committed rows that the notebook shows: its own, and those that its code names."""
         code = "\n".join(cell["source"] for cell in read_notebook(path)["cells"] if cell["cell_type"] == "code")
         found = sorted((self.root / "data" / "results").glob("*.json"))
-        return [file.relative_to(self.root).as_posix() for file in found if f'"{file.name}"' in code]
+        shown = [file for file in found if file.stem == path.stem or re.search(rf'"{file.stem}(\.json)?"', code)]
+        return [file.relative_to(self.root).as_posix() for file in shown]
 
 
 def read_notebook(path: Path) -> dict:

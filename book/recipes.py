@@ -1,18 +1,56 @@
-"""The table of published recipes on `book/notation.md`, made from `ebmlib.recipes`: nothing in it is typed there."""
+"""The table of published recipes on `book/notation.md`, made from `book/recipes.toml`: nothing in it is typed there."""
 
 from __future__ import annotations
 
+import tomllib
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context
-
-from ebmlib.recipes import RECIPES, Recipe
+from pathlib import Path
 
 HEADS = ("Recipe and source", "$a$", "$b$", r"$\mathcal{T}$", "Gradient clip", "Range", "$K$")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One published recipe: what a paper's text or its released code does at each step of a chain, as in the file."""
+
+    name: str
+    key: str
+    setting: str = ""
+    source: str = ""
+    a: float
+    b: float
+    a_tex: str = ""
+    b_tex: str = ""
+    symbol: tuple[str, float] | None = None
+    noise_first: bool = False
+    falls: bool = False
+    clip: float | None = None
+    range: str = "any"
+    K: tuple[int, ...] = ()
+    per: str = ""
+
+    @property
+    def temperature(self) -> float:
+        """b^2 / (2 a), of the first step."""
+        return self.b**2 / (2 * self.a)
+
+
+def load() -> list[Recipe]:
+    """The recipes of the file, in the order of the book's table. TypeError names an unknown or missing entry."""
+    found = []
+    for entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["recipe"]:
+        if "b2" in entry:
+            entry["b"] = entry.pop("b2") ** 0.5
+        lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
+        found.append(Recipe(**entry | lists))
+    return found
+
+
 def table() -> str:
     """All recipes as a Markdown table; a recipe of the same paper as the one above is called the same."""
-    lines = [HEADS, ("---",) * len(HEADS)]
-    lines += [row(recipe, above) for above, recipe in zip((None, *RECIPES), RECIPES)]
+    recipes, lines = load(), [HEADS, ("---",) * len(HEADS)]
+    lines += [row(recipe, above) for above, recipe in zip((None, *recipes), recipes)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

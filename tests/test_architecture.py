@@ -26,7 +26,6 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "samplers": ({"core", "engine"}, set()),
     "data": ({"imagefiles"}, set()),
     "partition": ({"core", "samplers"}, set()),
-    "recipes": ({"samplers"}, set()),
     "nets.blocks": (set(), set()),
     "nets.conv": (set(), set()),
     "nets.vae": ({"core"}, set()),
@@ -50,10 +49,10 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "settings.drl": ({"nets.wideresnet", "papers.recovery", "settings.value"}, set()),
     "settings.toys": ({"papers.recovery", "settings.value"}, set()),
     "page.plots": (set(), {"matplotlib"}),
-    "page.results": (set(), set()),
     "page.shown": (set(), set()),
+    "page.results": ({"files", "page.shown"}, set()),
     "page.exports": ({"core", "nets.mlp", "papers.recovery", "targets.densities"}, set()),
-    "page.playground": ({"page.exports", "targets.densities"}, {"anywidget", "traitlets"}),
+    "page.playground": ({"files", "page.exports", "targets.densities"}, {"anywidget", "traitlets"}),
     "run.parallel": (set(), set()),
     "run.history": (set(), set()),
     "run.checkpoint": ({"files"}, {"safetensors"}),
@@ -83,13 +82,11 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
 INSIDE = {
     "papers.flow": {"torchdiffeq"},
     "imagefiles": {"PIL"},
-    "run.launch": {"IPython", "accelerate", "click", "nbformat", "papermill"},
+    "run.launch": {"accelerate", "click", "nbformat", "papermill"},
     "metrics.images": {"torchmetrics"},
     "metrics.features": {"safetensors"},
     "metrics.inception": {"torchmetrics"},
-    "page.results": {"IPython"},
     "page.shown": {"IPython"},
-    "settings.resolve": {"IPython"},
 }
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
 MODULES = [m for m in MODULES if not m.endswith("__init__")]

@@ -17,8 +17,9 @@ from docutils.nodes import literal
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from book import api, build, cards, checks, dependencies, landing, methods, pages, papers
-from book.execution import Outcome, Record, execute_all, failing_cell, over_budget
+from book.execution import Outcome, Record, execute_all, forecast, jobs_for, over_budget
 from book.project import Plan, Project
+from book.runner import failing_cell
 from ebmlib.page import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,14 +177,15 @@ def test_notebooks_run_when_something_changed_and_only_then(project: Project):
     assert '"4\\n"' in text
     assert str(project.root) not in outcomes[1].notebook.read_text(), "a page must not show a machine's path"
     assert 20 < outcomes[0].record.memory < 4000
-    assert said[0].startswith("[1 of 2] ")
-    assert said[1].startswith("[2 of 2] ")
+    assert [line[:8] for line in said] == ["2 of 2 n", "[1 of 2]", "[2 of 2]"]
+    assert 1 < outcomes[0].record.cpu < 60
 
     for change in NEUTRAL.values():
         change(project.root)
     _, *counts = run()
     assert counts == [1, 1]
-    assert sorted(line.split("] ")[1].split(" (")[0] for line in said) == ["one: unchanged", "two: unchanged"]
+    assert said[0] == "None of 2 notebooks has to run."
+    assert [line.split("] ")[1].split(" (")[0] for line in said[1:]] == ["one: unchanged", "two: unchanged"]
 
     TELLING["toy/b.py"](project.root)
     outcomes, *counts = run()
@@ -384,7 +386,7 @@ def test_the_api_page_takes_every_public_name_with_what_is_said_of_it(project: P
 def executed(tmp_path: Path, *cells: dict, error: str | None = None) -> Outcome:
     path = tmp_path / "page.ipynb"
     nbformat.write(new_notebook(cells=list(cells)), path)
-    record = Record(1.0, 1.0, "2026-01-01 12:00", {})
+    record = Record(1.0, 1.0, "2026-01-01 12:00", {}, 1.0)
     return Outcome(Plan("page", path), path, record, executed=True, error=error)
 
 
@@ -547,23 +549,24 @@ def test_committed_rows_of_no_notebook_have_a_section_of_their_own(project: Proj
 
 def test_planned_rows_that_are_not_there_say_not_run_with_their_command(project: Project):
     plan = """
-import sys
-sys.path.insert(0, "elsewhere")
-PLAN = dict.fromkeys(("one", "two_gpu", "three_gpu", "four"))
-GPU = [name for name in PLAN if name.endswith("_gpu")]
-NOTES = {"two_gpu": {"title": "The second", "note": "A note."}, "three_gpu": {"title": "The third"}}
+[one]
+[two_gpu]
+preset = "gpu"
+title = "The second"
+note = "A note."
+[three_gpu]
+preset = "gpu"
+title = "The third"
+[four]
 """
     never = Outcome(Plan("one", project.root / "notebooks" / "one.ipynb"), None, None)
     assert "not run" not in pages.results_page(project, [never]), "no plan, nothing to say"
-    write(project.root, {"benchmarks/results.py": plan})
+    write(project.root, {"benchmarks/plan.toml": plan})
     (project.root / "data" / "results").mkdir()
     for name in ("one", "two_gpu"):
         results.save(project.root / f"data/results/{name}.json", [results.Row("KL", 0.5)], **{"title": name})
-    path = sys.path[:]
-    text = pages.results_page(project, [never])
-    assert sys.path == path
-    told = text.partition("## Planned and not run")[2].strip().splitlines()
-    assert told[2:] == [
+    said = pages.results_page(project, [never]).partition("## Planned and not run")[2].strip().splitlines()
+    assert said[2:] == [
         "- **The third**: not run; `make gpu` on a machine with a GPU writes `data/results/three_gpu.json`.",
         "- **The long runs of `four`**: not run; `python benchmarks/results.py --only four` writes "
         "`data/results/four.json`.",
@@ -581,27 +584,48 @@ def test_this_books_gpu_rows_are_there_or_not_run():
         assert (says in text) != there
 
 
-def test_rows_that_a_notebooks_code_names_execute_it_again_once_they_are_there(project: Project):
-    write_notebook(project.root, "two", 'committed = "results/two.json"\nprint("two_and_more.json")')
+def test_rows_that_a_notebook_shows_execute_it_again_once_they_are_there(project: Project):
+    write_notebook(project.root, "two", 'committed = "results/more.json"\nprint("two_and_more.json")')
     before = parts(project, "two")
     assert not any("json" in name for name in before)
     write(project.root, {"data/results/two.json": "{}", "data/results/more.json": "{}"})
-    assert dependencies.changed(before, parts(project, "two")) == []  # a string that only ends in its name
-    write_notebook(project.root, "two", 'committed = folder / "two.json"\nprint("two_and_more.json")')
-    assert "data/results/two.json" in (now := parts(project, "two"))
-    assert not any("more.json" in name for name in now)
-    edit(project.root / "data/results/two.json", "{}", "{ }")
-    assert dependencies.changed(now, parts(project, "two")) == ["data/results/two.json"]
+    assert dependencies.changed(before, parts(project, "two")) == ["data/results/two.json"]  # its own
+    write_notebook(project.root, "two", 'show_committed("more", preset)')
+    now = parts(project, "two")
+    edit(project.root / "data/results/more.json", "{}", "{ }")
+    assert dependencies.changed(now, parts(project, "two")) == ["data/results/more.json"]
 
 
-def test_the_budget_names_what_is_over_it(project: Project):
-    records = {"one": Record(61.0, 1, "", {}), "two": Record(29.0, 1, "", {})}
+def test_the_budget_names_what_is_over_it_on_a_machine_as_fast_as_the_tables(project: Project):
+    def record(cpu: float, calibration: float | None = None) -> Record:
+        return Record(9.0, 1, "", {}, cpu, calibration)
+
+    records = {"one": record(61.0), "two": record(29.0)}
     assert over_budget(project, records) == ["one took 61 s; its limit is 60 s."]
-    records["two"] = Record(45.0, 1, "", {})
+    records["two"] = record(45.0)
     assert over_budget(project, records)[1:] == [
         "two took 45 s; its limit is 30 s.",
         "All notebooks took 106 s; their limit is 100 s.",
     ]
+    edit(project.root / "book/notebooks.toml", "total = 100", "total = 100\ncalibration = 1.5")
+    assert over_budget(project, {"one": record(110.0, 3.0), "two": record(29.0, 1.5)}) == []
+    assert over_budget(project, {"one": record(110.0, 2.0), "two": record(29.0, 1.5)}) == [
+        "one took 82 s; its limit is 60 s.",
+        "All notebooks took 112 s; their limit is 100 s.",
+    ]
+
+
+def test_as_many_run_at_a_time_as_there_are_cores_and_memory_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)), raising=False)
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    for gigabytes, wanted in ((64, 4), (5, 2), (1, 1)):
+        monkeypatch.setattr(Path, "read_text", lambda *_, free=gigabytes: f"MemAvailable: {free * 2**20} kB\n")
+        assert jobs_for([2048.0] * 8) == wanted
+    assert jobs_for([500.0] * 8) == 2
+    monkeypatch.setattr(Path, "read_text", lambda *_: "")  # not said: one per core
+    assert jobs_for([2048.0] * 3) == 3
+    assert forecast([60.0, 600.0, 120.0], [1024.0, 2048.0, 512.0], 2, 9).endswith("about 10 min and 3.0 GB.")
+    assert forecast([600.0] * 4, [1024.0] * 4, 2, 9).endswith("about 20 min and 2.0 GB.")
 
 
 def test_page_checks_see_requests_and_dead_links(tmp_path: Path):
@@ -747,9 +771,8 @@ def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
 
 
 def test_the_first_page_wants_every_picture_and_number_once_all_notebooks_have_run(tmp_path: Path):
-    rows = papers.Rows({}, complete=False)
-    page = landing.substitutions([], rows, tmp_path)["landing"]
-    assert page.count("<li>") == 5
-    assert page.count("not in this build") == 5
+    cards = papers.load(ROOT / "book" / "papers")
+    page = landing.substitutions(cards, [], papers.Rows({}, complete=False), tmp_path)["landing"]
+    assert page.count("<li>") == page.count("not in this build") == 5
     with pytest.raises(LookupError, match="fig-drl-cifar-checkpoint"):
-        landing.substitutions([], papers.Rows({}, complete=True), tmp_path)
+        landing.substitutions(cards, [], papers.Rows({}, complete=True), tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from book import recipes
-from ebmlib.recipes import RECIPES, Recipe
+from book.recipes import Recipe
 from ebmlib.settings.cf_ebm import CoarseToFineToy
 from ebmlib.settings.drl import DRLImages
 from ebmlib.settings.improved_cd import ImprovedCDToy
@@ -17,6 +17,7 @@ from ebmlib.settings.toys import MethodsToy
 from ebmlib.settings.vaebm import VAEBMToy
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPES = recipes.load()
 NOTATION = (ROOT / "book" / "notation.md").read_text("utf-8")
 
 

@@ -17,7 +17,7 @@ from ebmlib.nets.mlp import MLP, TimeMLP
 from ebmlib.papers.recovery import Noising, levels
 from ebmlib.targets import densities
 
-WEIGHTS = 50_000  # of a net on a page; beyond, one update of a few hundred particles takes longer than a frame
+MOST_WEIGHTS = 50_000  # of a net on a page; beyond, one update of a few hundred particles takes longer than a frame
 
 
 def encoded(values: Tensor) -> str:
@@ -25,50 +25,29 @@ def encoded(values: Tensor) -> str:
     return base64.b64encode(values.detach().cpu().numpy().astype("<f4").tobytes()).decode("ascii")
 
 
-def decoded(text: str) -> Tensor:
-    """The numbers of `encoded`, flat, in float64."""
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64))
-
-
-def smoothing(density: densities.Density) -> float:
-    """The width s of the Gaussian that blurs the density; 0 for the sharp funnel, which has a gradient all the same.
+def energy_spec(density: densities.Density) -> dict:
+    """The density's energy in closed form. `std` is the width s of the Gaussian that blurs it; 0 for the sharp funnel.
 
     The energy's Hessian is I/s^2 - Cov/s^4 with Cov the spread of the unblurred points behind x (Tweedie), so its
     curvature is at most L = 1/s^2, reached far out. Chains with a > 2/L diverge.
     """
     match density:
-        case densities.GaussianGrid():
-            return density.std
-        case densities.Curve():
-            return density.noise * density.scale
-        case densities.Rings():
-            return density.noise
-        case densities.Checkerboard(edge=edge) if edge > 0:
-            return edge * density.side
-        case densities.Funnel():
-            return density.blur
-    raise ValueError(f"the playground has no energy with a gradient for {density!r}")
-
-
-def energy_spec(density: densities.Density) -> dict:
-    """The density's energy in closed form."""
-    std = smoothing(density)
-    match density:
-        case densities.GaussianGrid(side=side, spacing=spacing, mean=mean):
+        case densities.GaussianGrid(side=side, spacing=spacing, mean=mean, std=std):
             axes = [[m + spacing * (k - (side - 1) / 2) for k in range(side)] for m in mean]
             return {"kind": "lattice", "axes": axes, "std": std}
         case densities.Curve() | densities.Rings():
             center, log_weight = density.nodes(torch.float64, torch.device("cpu"))
             # 9 decimals keep the energy to 1e-6 and the page small.
-            means = center.T.numpy().round(9).tolist()
-            return {"kind": "mixture", "means": means, "std": std, "log_weights": log_weight.numpy().round(9).tolist()}
-        case densities.Checkerboard(half=half, cells=cells):
+            shape = {"means": center.T.numpy().round(9).tolist(), "log_weights": log_weight.numpy().round(9).tolist()}
+            return {"kind": "mixture", **shape, "std": density.noise * getattr(density, "scale", 1.0)}
+        case densities.Checkerboard(half=half, cells=cells, edge=edge) if edge > 0:
             dark = [[i, j] for i in range(cells) for j in range(cells) if (i + j) % 2 == 0]
-            return {"kind": "checkerboard", "half": half, "cells": cells, "std": std, "dark": dark}
+            return {"kind": "checkerboard", "half": half, "cells": cells, "std": edge * density.side, "dark": dark}
         case densities.Funnel(spread=spread, width=width, blur=blur):
             node, weight = densities.hermite(64 if blur else 1)
-            shape = {"spread": spread, "width": width, "blur": blur}
+            shape = {"spread": spread, "width": width, "blur": blur, "std": blur}
             return {"kind": "funnel", **shape, "nodes": node.tolist(), "log_weights": np.log(weight).tolist()}
+    raise ValueError(f"the playground has no energy with a gradient for {density!r}")
 
 
 def net_spec(
@@ -95,9 +74,8 @@ def _net(shapes: list[dict], weights, biases, *, factor: float, divide: float) -
     if shapes[0]["columns"] != 2:
         raise ValueError(f"the playground draws energies of 2 coordinates, and this net takes {shapes[0]['columns']}")
     flat = torch.cat([w.flatten() for w in weights])
-    if len(flat) > WEIGHTS:
-        raise ValueError(f"the net has {len(flat)} weights, more than the {WEIGHTS} that a page computes smoothly: "
-                         "export it with table_spec")  # fmt: skip
+    if len(flat) > MOST_WEIGHTS:
+        raise ValueError(f"a page computes at most {MOST_WEIGHTS} weights smoothly, not {len(flat)}: use table_spec")
     arrays = {"weights": encoded(flat), "biases": encoded(torch.cat(list(biases)))}
     return {"kind": "net", "layers": shapes, **arrays, "factor": factor, "divide": divide}
 
@@ -198,31 +176,12 @@ def table_spec(energy: Energy, box: float, *, n: int = 257, name: str = "a table
 
 def any_spec(energy: Energy, box: float) -> dict:
     """A module or function (B, 2) -> (B,) on [-box, box]^2: `net_spec` where it can, `table_spec` else."""
-    if isinstance(energy, MLP) and sum(layer.weight.numel() for layer in energy.layers) <= WEIGHTS:
+    if isinstance(energy, MLP) and sum(layer.weight.numel() for layer in energy.layers) <= MOST_WEIGHTS:
         return net_spec(energy, box)
     if isinstance(energy, torch.nn.Module):
         with evaluating(energy):
             return table_spec(energy, box, name="a module")
     return table_spec(energy, box, name="a function")
-
-
-def table_energy(spec: dict) -> Energy:
-    """The torch twin of a table: the spline of `table_spec`, (B, 2) -> (B,) in float64, differentiable in x."""
-    n, box = spec["n"], spec["box"]
-    c = decoded(spec["coefficients"]).reshape(n + 2, n + 2)
-
-    def energy(x: Tensor) -> Tensor:
-        place = ((x.double() + box) * ((n - 1) / (2 * box))).clamp(0, n - 1)
-        first = place.detach().floor().long().clamp(max=n - 2)  # (B, 2)
-        t = (place - first)[..., None]
-        s = 1 - t
-        weight = torch.cat([s**3 / 6, 2 / 3 - t**2 * (1 + s) / 2, 2 / 3 - s**2 * (1 + t) / 2, t**3 / 6], 2)  # (B, 2, 4)
-        four = torch.arange(4)
-        rows, columns = first[:, 1, None] + four, first[:, 0, None] + four
-        patch = c[rows[:, :, None], columns[:, None, :]]  # (B, 4, 4)
-        return torch.einsum("brc,br,bc->b", patch, weight[:, 1], weight[:, 0])
-
-    return energy
 
 
 def _place(box: float, walls: float, name: str) -> dict:

@@ -1,8 +1,8 @@
 """The Langevin playground: particles under x' = x - a grad E + b xi on a 2D energy, with a kernel or on a static page.
 
 One ES module, `playground.js`, is the source of both. With a kernel it is an anywidget. Without one, the widget's
-output carries a `text/html` twin that holds its state as JSON, and the classic script of `static_script()` brings every
-such twin on a page to life (http and file://, offline, no loader). The book needs, under `sphinx: config:`,
+output carries a `text/html` twin that holds its state as JSON, and the classic script of `static_script()` starts every
+such twin on a page (http and file://, offline, no loader). The book needs, under `sphinx: config:`,
 
     nb_mime_priority_overrides: [["html", "text/html", 5]]   # the twin wins over the widget view on the page
     nb_ipywidgets_js: {}                                     # no widget manager, no requirejs
@@ -22,7 +22,8 @@ import anywidget
 import torch
 import traitlets
 
-from ebmlib.page.exports import any_spec, encoded, energy_spec, smoothing
+from ebmlib.files import atomic
+from ebmlib.page.exports import any_spec, encoded, energy_spec
 from ebmlib.targets import densities
 
 HERE = Path(__file__).parent
@@ -39,68 +40,6 @@ RANGES = {  # a trait's name in words, its least and its largest value
 }
 SETTINGS = ("step", "noise", "locked", "mala", "n_steps", "n_particles", "seed", "start", "level")
 STATIC_TRAITS = ("density", "spec", "box", "limit", "data", "modes", *SETTINGS)
-
-# The page without a kernel: a model that keeps its traits in an object and tells its listeners.
-HYDRATE = """
-function localModel(state) {
-  const listeners = {};
-  return {
-    get: (name) => state[name],
-    set(name, value) {
-      if (state[name] === value) return;
-      state[name] = value;
-      for (const listener of [...(listeners["change:" + name] || [])]) listener();
-    },
-    on: (event, listener) => (listeners[event] = listeners[event] || []).push(listener),
-    off: (event, listener) => (listeners[event] = (listeners[event] || []).filter((l) => l !== listener)),
-    save_changes() {},
-  };
-}
-
-function hydrate() {
-  const places = document.querySelectorAll("." + STATIC_CLASS + ":not([data-live])");
-  if (!places.length) return;
-  document.head.append(make("style", {}, CSS));
-  for (const place of places) {
-    const state = JSON.parse(place.querySelector('script[type="application/json"]').textContent);
-    place.dataset.live = "";
-    place.replaceChildren();
-    render({ model: localModel(state), el: place });
-  }
-}
-
-if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", hydrate);
-else hydrate();
-"""
-
-# A page of its own, light or dark as the reader's system is.
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<link rel="icon" href="data:,">
-<script>
-document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-</script>
-<style>
-body { max-width: 50rem; margin: 1rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }
-[data-theme="dark"] body { background: rgb(18, 20, 23); color: rgb(230, 233, 237); }
-h1 { font-size: 1.25rem; }
-</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-$playground
-</main>
-<script>
-$script
-</script>
-</body>
-</html>
-""")
 
 
 class Playground(anywidget.AnyWidget):
@@ -174,10 +113,10 @@ class Playground(anywidget.AnyWidget):
             self.set_trait(trait, value)
         self.level, self.start = max(T - 1, 0), start  # after what says which there are
 
-    @traitlets.validate("step", "noise", "n_steps", "n_particles", "seed")
+    @traitlets.validate("step", "noise", "n_steps", "n_particles", "seed", "level")
     def _in_range(self, proposal):
-        value = proposal["value"]
-        name, low, high = RANGES[proposal["trait"].name]
+        trait, value = proposal["trait"].name, proposal["value"]
+        name, low, high = RANGES[trait] if trait in RANGES else ("level", 0, len(self.spec.get("delta", [0])) - 1)
         if not low <= value <= high:
             raise ValueError(f"{name} must lie between {low:,} and {high:,}, not {value!r}")
         return value
@@ -186,13 +125,6 @@ class Playground(anywidget.AnyWidget):
     def _has_data(self, proposal):
         if proposal["value"] == "data" and not self.data:
             raise ValueError("start 'data' needs data=, since this energy brings none")
-        return proposal["value"]
-
-    @traitlets.validate("level")
-    def _is_level(self, proposal):
-        top = len(self.spec.get("delta", [0])) - 1
-        if not 0 <= proposal["value"] <= top:
-            raise ValueError(f"level must lie between 0 and {top}, not {proposal['value']!r}")
         return proposal["value"]
 
     @traitlets.observe("step", "locked")
@@ -211,7 +143,7 @@ class Playground(anywidget.AnyWidget):
         return {**data, "text/html": self.static_html()}, metadata
 
     def static_html(self) -> str:
-        """The twin for a page without a kernel: the state as JSON, which `static_script()` brings to life."""
+        """The twin for a page without a kernel: the state as JSON, from which `static_script()` starts it."""
         state = json.dumps({name: getattr(self, name) for name in STATIC_TRAITS}).replace("<", "\\u003c")
         return (
             f'<div class="{STATIC_CLASS}"><script type="application/json">{state}</script>'
@@ -228,8 +160,9 @@ class Playground(anywidget.AnyWidget):
             raise FileExistsError(f"{path} exists; pass overwrite=True to replace it.")
         title = html.escape(f"Langevin playground: {self.density}")
         script = static_script().replace("</script", "<\\/script")
-        page = PAGE.substitute(title=title, playground=self.static_html(), script=script)
-        path.write_text(page, encoding="utf-8")
+        page = Template((HERE / "playground_page.html").read_text(encoding="utf-8"))
+        with atomic(path) as draft:
+            draft.write_text(page.substitute(title=title, playground=self.static_html(), script=script), "utf-8")
 
 
 def _modes(energy) -> dict:
@@ -255,7 +188,7 @@ def _place(energy, box: float | None) -> tuple[str, dict, float, float, torch.Te
             f"levels_spec of ebmlib.page.exports returns, not {type(energy).__name__}"
         )
     spec, data = energy_spec(energy), energy.sample(DATA, torch.Generator().manual_seed(0))
-    return energy.name, spec, 1.05 * energy.box, 2 * smoothing(energy) ** 2, data
+    return energy.name, spec, 1.05 * energy.box, 2 * spec["std"] ** 2, data
 
 
 def _particles(spec: dict) -> int:
@@ -267,19 +200,20 @@ def _particles(spec: dict) -> int:
 
 def _points(data: torch.Tensor) -> torch.Tensor:
     """The data points that a page carries."""
-    if not isinstance(data, torch.Tensor) or data.ndim != 2 or data.shape[1] != 2 or not len(data):
-        raise ValueError("data must be a tensor of points of shape (N, 2)")
-    if not data.isfinite().all():
-        raise ValueError("data must be finite")
+    good = isinstance(data, torch.Tensor) and data.ndim == 2 and data.shape[1] == 2 and len(data)
+    if not good or not data.isfinite().all():
+        raise ValueError("data must be a tensor of finite points of shape (N, 2)")
     return data[:DATA]
 
 
 def static_script() -> str:
-    """playground.js and its style as one classic script that revives every static twin on the page."""
-    source = (HERE / "playground.js").read_text(encoding="utf-8")
+    """playground.js and its style as one classic script that starts every playground on a page without a kernel."""
+    source, style, start = (
+        (HERE / name).read_text(encoding="utf-8")
+        for name in ("playground.js", "playground.css", "playground_static.js")
+    )
     body = re.sub(r"^export .*;\n", "", source, flags=re.MULTILINE)
     if re.search(r"^\s*(import|export)\b", body, flags=re.MULTILINE):
         raise RuntimeError("playground.js must not import, and must export only in one-line statements")
-    style = (HERE / "playground.css").read_text(encoding="utf-8")
     constants = f"const STATIC_CLASS = {json.dumps(STATIC_CLASS)};\nconst CSS = {json.dumps(style)};\n"
-    return f'(() => {{\n"use strict";\n{constants}{body}{HYDRATE}}})();\n'
+    return f'(() => {{\n"use strict";\n{constants}{body}\n{start}}})();\n'

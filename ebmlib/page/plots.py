@@ -72,27 +72,24 @@ def paths(ax: Axes, x, box: float, title: str | None = None) -> LineCollection:
     return lines
 
 
-def curves(ax: Axes, series: Mapping[str, Sequence], xlabel: str = "", ylabel: str = "") -> list[Line2D]:
+def lines(ax: Axes, series: Mapping[str, Sequence], xlabel: str = "", ylabel: str = "") -> list[Line2D]:
     """Lines {label: (steps, values)}, or (steps, values, se) for a band of one standard error either side.
 
-    A legend appears where there is more than one line; a long one stands beside the axes.
+    A legend appears where there is more than one line; a long one is beside the axes.
     """
-    lines = []
+    drawn = []
     for label, (steps, values, *se) in series.items():
         steps, values = _array(steps), _array(values)
         if steps.shape != values.shape:
-            raise ValueError(f"curve {label!r} has {steps.size} steps but {values.size} values")
-        (line,) = ax.plot(steps, values, label=label)
+            raise ValueError(f"line {label!r} has {steps.size} steps but {values.size} values")
+        drawn += ax.plot(steps, values, label=label)
         if se:
-            error = _array(se[0])
-            ax.fill_between(steps, values - error, values + error, color=line.get_color(), alpha=0.2, linewidth=0)
-        lines.append(line)
+            error, color = _array(se[0]), drawn[-1].get_color()
+            ax.fill_between(steps, values - error, values + error, color=color, alpha=0.2, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if len(lines) > MOST_INSIDE:  # a long legend would hide the curves
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    elif len(lines) > 1:
-        ax.legend()
-    return lines
+    if len(drawn) > 1:  # inside the axes a long legend would hide the lines
+        ax.legend(**({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(drawn) > MOST_INSIDE else {}))
+    return drawn
 
 
 def bars(ax: Axes, values: Mapping[str, float | tuple[float, float]], xlabel: str = "") -> BarContainer:
@@ -111,19 +108,17 @@ def bars(ax: Axes, values: Mapping[str, float | tuple[float, float]], xlabel: st
     return drawn
 
 
-def images(ax: Axes, x, columns: int = 8, title: str | None = None) -> AxesImage:
+def image_grid(ax: Axes, x, columns: int = 8, title: str | None = None) -> AxesImage:
     """A grid of images (N, C, H, W), row by row: uint8, or floats where -1 is black and 1 white (clipped beyond).
 
     C is 1 or 3. One scale for all images: nothing is normalized image by image.
     """
     x = _pixels(x)
-    rows = -(-len(x) // columns)
-    drawn = ax.imshow(_tile([x[r * columns : (r + 1) * columns] for r in range(rows)], columns))
-    return _bare(ax, drawn, title)
+    return _tiled(ax, [x[k : k + columns] for k in range(0, len(x), columns)], columns, title)
 
 
 def image_rows(ax: Axes, rows: Sequence, row_labels: Sequence[str], title: str | None = None) -> AxesImage:
-    """One labeled row of images for each (N, C, H, W) in `rows`, as in `images`; H and W must agree, N and C need not.
+    """One labeled row of images for each (N, C, H, W) in `rows`, as in `image_grid`; only H and W must agree.
 
     A panel of aspect len(rows) / N fits.
     """
@@ -132,8 +127,7 @@ def image_rows(ax: Axes, rows: Sequence, row_labels: Sequence[str], title: str |
     rows = [_pixels(x) for x in rows]
     if len({x.shape[1:3] for x in rows}) > 1:
         raise ValueError(f"the rows' images must have one size, not {[x.shape[1:3] for x in rows]}")
-    height = rows[0].shape[1]
-    drawn = _bare(ax, ax.imshow(_tile(rows, max(map(len, rows)))), title)
+    drawn, height = _tiled(ax, rows, max(map(len, rows)), title), rows[0].shape[1]
     ax.set_yticks([r * (height + GAP) + (height - 1) / 2 for r in range(len(rows))], row_labels)
     return drawn
 
@@ -155,39 +149,30 @@ def _pixels(x) -> np.ndarray:
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
         raise ValueError(f"images must have the shape (N, 1 or 3, H, W) with N > 0, not {x.shape}")
     if x.dtype != np.uint8:
-        if x.dtype.kind != "f":
-            raise ValueError(f"images must be uint8 or floats in [-1, 1], not {x.dtype}")
-        if not np.isfinite(x).all():
-            raise ValueError("images hold values that are not finite")
+        if x.dtype.kind != "f" or not np.isfinite(x).all():
+            raise ValueError(f"images must be uint8 or finite floats in [-1, 1]; these are {x.dtype}")
         x = ((x.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
     return np.repeat(x, 3 // x.shape[1], axis=1).transpose(0, 2, 3, 1)
 
 
-def _tile(rows: list[np.ndarray], columns: int) -> np.ndarray:
+def _tiled(ax: Axes, rows: list[np.ndarray], columns: int, title: str | None) -> AxesImage:
+    """Draw rows of images of one size, with white gaps and without ticks."""
     height, width = rows[0].shape[1:3]
     canvas = np.full((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
             top, left = r * (height + GAP), c * (width + GAP)
             canvas[top : top + height, left : left + width] = image
-    return canvas
+    ax.set(xticks=[], yticks=[], title=title or "")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.grid(False)
+    return ax.imshow(canvas)
 
 
 def _square(ax: Axes, box: float, title: str | None) -> None:
-    ax.set(xlim=(-box, box), ylim=(-box, box), aspect="equal")
+    ax.set(xlim=(-box, box), ylim=(-box, box), aspect="equal", **({"title": title} if title else {}))
     ax.spines[:].set_visible(True)
     ax.grid(False)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-    if title:
-        ax.set_title(title)
-
-
-def _bare(ax: Axes, drawn: AxesImage, title: str | None) -> AxesImage:
-    ax.set(xticks=[], yticks=[])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.grid(False)
-    if title:
-        ax.set_title(title)
-    return drawn

@@ -7,18 +7,21 @@ import html
 import json
 import math
 import numbers
-import os
 import platform
-import sys
-import tempfile
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ebmlib.files import atomic
+from ebmlib.page import shown
+
 MIME = "application/vnd.ebmlib.page.results+json"
-ERROR_TAGS = ("papermill-error-cell-tag", "papermill-error-cell")  # papermill's banner, and the anchor it links to
+COMMITTED = Path(__file__).resolve().parents[2] / "data" / "results"  # the rows of long runs that come with the book
+ERROR_TAGS = {"papermill-error-cell-tag", "papermill-error-cell"}  # papermill's banner, and the anchor it links to
 TEXTS = ("unit", "source", "dataset", "protocol", "preset", "device")
+LEAST = {"se": 0, "seconds": 0, "n": 1}  # the smallest value that a column may have
 
 
 @dataclass(frozen=True)
@@ -46,44 +49,30 @@ class Row:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ValueError(f"a result's name must be a non-empty string, got {self.name!r}.")
-        for key in TEXTS:
-            if not isinstance(getattr(self, key), str):
-                raise ValueError(f"result {self.name!r}: {key} must be a string, got {getattr(self, key)!r}.")
-        self._set("value", _number(self.name, "value", self.value))
-        for key in ("se", "seconds"):
-            if getattr(self, key) is not None:
-                self._set(key, _number(self.name, key, getattr(self, key), least=0.0))
-        if self.paper is not None and not isinstance(self.paper, str):
-            self._set("paper", _number(self.name, "paper", self.paper))
-        if self.n is not None:
-            self._set("n", _integer(self.name, "n", self.n, least=1))
-        if isinstance(self.seed, list | tuple):
-            self._set("seed", [_integer(self.name, "seed", s) for s in self.seed])
-        elif self.seed is not None:
-            self._set("seed", _integer(self.name, "seed", self.seed))
-
-    def _set(self, key: str, value: Any) -> None:
-        object.__setattr__(self, key, value)  # the way to normalize a field of a frozen dataclass
+        for key in COLUMNS[1:]:
+            object.__setattr__(self, key, _plain(f"result {self.name!r}: {key}", key, getattr(self, key)))
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
 
 
-def _number(name: str, key: str, value: Any, least: float = -math.inf) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise ValueError(f"result {name!r}: {key} must be a number, got {value!r}.")
-    if not math.isfinite(value) or value < least:
-        allowed = "finite" if least == -math.inf else f"finite and at least {least:g}"
-        raise ValueError(f"result {name!r}: {key} must be {allowed}, got {float(value)}.")
-    return float(value)
-
-
-def _integer(name: str, key: str, value: Any, least: int | None = None) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise ValueError(f"result {name!r}: {key} must be an integer, got {value!r}.")
-    if least is not None and value < least:
-        raise ValueError(f"result {name!r}: {key} must be at least {least}, got {value}.")
-    return int(value)
+def _plain(what: str, key: str, value: Any) -> Any:
+    """The value of a column as a plain text or number of Python; ValueError where it is none."""
+    if key in TEXTS or (key == "paper" and isinstance(value, str)):
+        if not isinstance(value, str):
+            raise ValueError(f"{what} must be a string, got {value!r}.")
+        return value
+    if value is None and key != "value":
+        return None
+    if key == "seed" and isinstance(value, list | tuple):
+        return [_plain(what, key, seed) for seed in value]
+    whole = key in ("n", "seed")
+    if not isinstance(value, numbers.Integral if whole else numbers.Real) or isinstance(value, bool):
+        raise ValueError(f"{what} must be {'an integer' if whole else 'a number'}, got {value!r}.")
+    if not math.isfinite(value) or value < LEAST.get(key, -math.inf):
+        allowed = f"finite and at least {LEAST[key]}" if key in LEAST else "finite"
+        raise ValueError(f"{what} must be {allowed}, got {value}.")
+    return int(value) if whole else float(value)
 
 
 def hardware(device: Any = "cpu") -> str:
@@ -95,24 +84,29 @@ def hardware(device: Any = "cpu") -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return f"{device.type.upper()}, {platform.machine()}"
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' * (threads != 1)}, {_processor()}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
+    threads, info = torch.get_num_threads(), Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next((name for name in named if name), "") or platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    model = next(filter(None, names), "") or platform.processor() or platform.machine()
+    return f"CPU, {threads} thread{'s' * (threads != 1)}, {model}"
 
 
-# ---------------------------------------------------------------------------------------------- several seeds
+def git_commit(root: Path) -> str:
+    """The last commit of a checkout that changed more than numbers, with -dirty where files beside them have changed.
+
+    Rows may then be committed while other runs of the same code go on.
+    """
+    rest = ["--", ".", ":!data/results", ":!data/benchmarks"]
+    log = ["git", "log", "-1", "--format=%h", "--abbrev=12", *rest]
+    status = ["git", "status", "--porcelain", "--untracked-files=no", *rest]
+    said = [subprocess.run(ask, cwd=root, capture_output=True, text=True).stdout.strip() for ask in (log, status)]
+    return said[0] + "-dirty" * bool(said[1])
 
 
 def mean_rows(rows: Iterable[Row]) -> list[Row]:
     """Rows of several seeds as their mean with its standard error, std / sqrt(number of seeds).
 
-    Rows that agree in all but value, se, n, seed, device and seconds belong together; a row alone stays as it is.
+    Rows that agree in all but value, se, n, seed, device and seconds belong together; a single row stays as it is.
     n stays where all seeds share it, seconds are their mean. A missing or repeated seed is a ValueError.
     """
     groups: dict[tuple, list[Row]] = {}
@@ -128,7 +122,7 @@ def _group(row: Row) -> tuple:
 def _mean(group: Sequence[Row]) -> Row:
     name, seeds, count = group[0].name, [row.seed for row in group], len(group)
     if not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < count:
-        raise ValueError(f"result {name!r}: a mean over seeds needs one seed a row, each another, got seeds {seeds}.")
+        raise ValueError(f"result {name!r}: a mean over seeds needs another single seed in each row, got {seeds}.")
     mean = math.fsum(row.value for row in group) / count
     variance = math.fsum((row.value - mean) ** 2 for row in group) / (count - 1)
     seconds = [row.seconds for row in group]
@@ -146,7 +140,7 @@ def _mean(group: Sequence[Row]) -> Row:
 def with_means(rows: Iterable[Row]) -> list[Row]:
     """The means of those rows that have several seeds, then the rows: what a file of committed rows holds.
 
-    A row that is itself a mean, over sampling seeds say, stands there once.
+    A row that is itself a mean, over sampling seeds for example, is there once.
     """
     rows = list(rows)
     return [*(row for row in mean_rows(rows) if row not in rows), *rows]
@@ -159,34 +153,33 @@ def summary(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if isinstance(row.seed, list) or (_group(row), row.seed) not in covered]
 
 
-# ---------------------------------------------------------------------------------------------- the table
-
-
 def show(rows: Iterable[Row]) -> None:
     """Display rows as a table (HTML, plain text) with their JSON twin; in plain Python, print the table."""
     rows = _checked(rows)
-    ipython = sys.modules.get("IPython")  # a notebook's kernel has imported it
-    if ipython is None or ipython.get_ipython() is None:
-        print(as_text(rows))
-        return
-    from IPython.display import display
+    shown.show(as_html(rows), as_text(rows), **{MIME: [asdict(row) for row in rows]})
 
-    bundle = {"text/html": as_html(rows), "text/plain": as_text(rows), MIME: [asdict(row) for row in rows]}
-    display(bundle, raw=True)
+
+def show_committed(notebook: str, preset: str) -> None:
+    """Show the means of `data/results/<notebook>.json` that are not of this preset, or say that there are none.
+
+    Rows of the run's own preset are left out, because the run has just made them.
+    """
+    path = COMMITTED / f"{notebook}.json"
+    rows = summary(load(path)[0]) if path.is_file() else []
+    others = [row for row in rows if row.preset != preset]
+    if others:
+        show(others)
+    elif not rows:
+        sentence = f"There are no committed rows of longer runs of {notebook} yet."
+        shown.show(f"<p>{html.escape(sentence)}</p>", sentence)
 
 
 def as_html(rows: Iterable[Row]) -> str:
     """The table paper | this run as HTML: escaped, with class names for the book's CSS, scrolling on a narrow page."""
     titles, body = _cells(rows)
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
-    lines = []
-    for cells in body:
-        first, *rest = (_html_cell(*cell) for cell in cells)
-        lines.append(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>")
-    return (
-        '<div class="ebm-results" style="overflow-x: auto" role="region" aria-label="Results" tabindex="0">'
-        f'<table class="ebm-results-table"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+    small = '<br><small class="ebm-results-note">{}</small>'
+    cell = lambda main, note: html.escape(main) + (small.format(html.escape(note)) if note else "")
+    return shown.as_html(titles, [[cell(*pair) for pair in line] for line in body], "Results")
 
 
 def as_text(rows: Iterable[Row]) -> str:
@@ -197,13 +190,8 @@ def as_text(rows: Iterable[Row]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in table)
 
 
-def _html_cell(main: str, note: str) -> str:
-    small = f'<br><small class="ebm-results-note">{html.escape(note)}</small>' if note else ""
-    return html.escape(main) + small
-
-
 def _cells(rows: Iterable[Row]) -> tuple[list[str], list[list[tuple[str, str]]]]:
-    """Column titles and, a row each, cells of (text, note); columns that are empty in every row are left out."""
+    """Column titles and, per row, cells of (text, note); columns that are empty in every row are left out."""
     rows = _checked(rows)
     columns = {
         "result": [(r.name + (f" [{r.unit}]" if r.unit else ""), r.protocol) for r in rows],
@@ -244,9 +232,6 @@ def _digits(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-# ---------------------------------------------------------------------------------------------- reading and writing
-
-
 def read(path: str | Path) -> list[Row]:
     """The rows that an executed notebook shows, in order.
 
@@ -256,19 +241,17 @@ def read(path: str | Path) -> list[Row]:
     notebook = _json(path)
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise ValueError(f"{path} is not a notebook.")
-    cells = [cell for cell in notebook["cells"] if ERROR_TAGS[0] not in _tags(cell)]  # its banners shift the count
+    cells = [cell for cell in notebook["cells"] if "papermill-error-cell-tag" not in _tags(cell)]  # shifts the count
     for number, cell in enumerate(cells, 1):
         trouble = _trouble(cell)
         if trouble:
             raise ValueError(f"{path} is not a finished run: cell {number} {trouble}.")
-    papermill = notebook.get("metadata", {}).get("papermill", {})
-    if papermill.get("exception") or len(cells) < len(notebook["cells"]):
+    if notebook.get("metadata", {}).get("papermill", {}).get("exception") or len(cells) < len(notebook["cells"]):
         raise ValueError(f"{path} is not a finished run: papermill marked it as failed.")
     rows: list[Row] = []
     for number, cell in enumerate(cells, 1):
         for output in cell.get("outputs", []):
-            if MIME in output.get("data", {}):
-                rows += _rows(output["data"][MIME], f"{path}, cell {number}")
+            rows += _rows(output.get("data", {}).get(MIME, []), f"{path}, cell {number}")
     if not rows:
         raise ValueError(f"{path} has no results: no cell shows any, or it was never executed.")
     return rows
@@ -286,13 +269,13 @@ def _trouble(cell: dict) -> str:
     status = cell.get("metadata", {}).get("papermill", {}).get("status", "completed")
     if status != "completed":
         return f"is marked {status}"
-    return "is marked as failed" if set(_tags(cell)) & set(ERROR_TAGS) else ""
+    return "is marked as failed" if ERROR_TAGS & set(_tags(cell)) else ""
 
 
 def save(path: str | Path, rows: Iterable[Row], *, overwrite: bool = False, **meta: Any) -> None:
     """Write rows and `meta` (commit, settings hash, ...) as JSON, whole or not at all.
 
-    A file that says something else is kept: RuntimeError, unless `overwrite`. What JSON cannot hold is a ValueError.
+    A file with other content is kept: RuntimeError, unless `overwrite`. What JSON cannot hold is a ValueError.
     """
     path = Path(path)
     content = {"meta": meta, "rows": [asdict(row) for row in _checked(rows)]}
@@ -304,16 +287,8 @@ def save(path: str | Path, rows: Iterable[Row], *, overwrite: bool = False, **me
         if path.read_text(encoding="utf-8") == text:
             return
         raise RuntimeError(f"{path} exists and holds other results; pass overwrite=True to replace it.")
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(draft, 0o644)  # mkstemp's file is the owner's alone
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    with atomic(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def load(path: str | Path) -> tuple[list[Row], dict[str, Any]]:
@@ -345,9 +320,7 @@ def _rows(items: Any, where: str) -> list[Row]:
 
 
 def _checked(rows: Iterable[Row]) -> list[Row]:
-    if isinstance(rows, Row):
-        rows = [rows]
-    rows = list(rows)
+    rows = [rows] if isinstance(rows, Row) else list(rows)
     wrong = next((row for row in rows if not isinstance(row, Row)), None)
     if wrong is not None or not rows:
         raise ValueError(f"results must be a non-empty list of Row, got {'an empty one' if not rows else repr(wrong)}.")

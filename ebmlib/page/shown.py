@@ -7,15 +7,31 @@ from collections.abc import Sequence
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Display a table of texts, one list of cells per row. Outside a notebook it is printed."""
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    page = f'<div class="ebm-table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    show(page, "\n".join(" | ".join(row) for row in [heads, *rows]))
+    cells = [[html.escape(cell) for cell in row] for row in rows]
+    show(as_html(heads, cells), "\n".join(" | ".join(row) for row in [heads, *rows]))
 
 
 def banner(sentence: str) -> None:
     """Display one sentence as a warning, such as "this run uses other data than you asked for"."""
     show(f'<div class="alert alert-warning">{html.escape(sentence)}</div>', sentence)
+
+
+def as_html(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], label: str = "", kind: str = "ebm-results-table", words=0
+) -> str:
+    """A table of cells that are HTML already, under titles that are text.
+
+    With a label, which screen readers need, it scrolls by itself, has the CSS class `kind`, and the first cell of each
+    row is the row's title. The last `words` columns hold sentences and get room for them.
+    """
+    wide = [' class="ebm-words"' * (k >= len(heads) - words) for k in range(len(heads))]
+    head = "".join(f'<th scope="col"{room}>{html.escape(title)}</th>' for title, room in zip(heads, wide))
+    first = '<th scope="row">{}</th>' if label else "<td>{}</td>"
+    lines = (first.format(row[0]) + "".join(f"<td>{cell}</td>" for cell in row[1:]) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    region = f' style="overflow-x: auto" role="region" aria-label="{html.escape(label)}" tabindex="0"' if label else ""
+    begin = f'<div class="ebm-results"{region}><table class="{kind}">' if label else '<div class="ebm-table"><table>'
+    return f"{begin}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def show(page: str, text: str, **more: object) -> None:
