@@ -33,7 +33,7 @@ from ebmlib.page import results
 from ebmlib.papers import recovery
 from ebmlib.reservoir import Reservoir
 from ebmlib.run import checkpoint, training
-from ebmlib.samplers import langevin, ula
+from ebmlib.samplers import langevin, reflected, ula
 from ebmlib.targets import densities
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -65,7 +65,7 @@ class Trained(NamedTuple):
 
 def fit(step, net, data: Tensor, rng: torch.Generator, iterations: int, state=()) -> tuple[torch.nn.Module, float]:
     """The running mean of the weights after training on shuffled batches of `data`, and CPU seconds."""
-    ema = training.Ema(net, max(0.0, 1 - 20 / iterations))
+    ema = training.ema(net, max(0.0, 1 - 20 / iterations))
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     options = {"net": net, "ema": ema, "optimizer": optimizer, "iterations": iterations, "state": state}
     begin = time.process_time()
@@ -78,7 +78,6 @@ def ours_cd(data: Tensor, seed: int, iterations: int = OURS_CD, K: int = 20, ste
     """Persistent contrastive divergence: chains that are never restarted, mirrored at 1.5 times the data's box."""
     rng, wall, chain = training.seeded(seed), 1.5 * 4.5, ula(step_size, K)
     torch.manual_seed(seed)
-    reflect = lambda x: wall - ((x + wall) % (4 * wall) - 2 * wall).abs()
     net = MLP(width=128, depth=2, gain=2.0)  # ebmkit's two hidden layers of 128
     pool = Reservoir(
         lambda n, rng: wall * (2 * torch.rand(n, 2, generator=rng) - 1), rng, capacity=SAMPLES, restart=0.0
@@ -86,9 +85,9 @@ def ours_cd(data: Tensor, seed: int, iterations: int = OURS_CD, K: int = 20, ste
 
     def walk(net, x, schedule):
         with evaluating(net):
-            return langevin(net, x, schedule, rng=rng, project=reflect)[0]
+            return langevin(net, x, schedule, rng=rng, project=reflected(wall))[0]
 
-    def step(x):
+    def step(x, done):
         x_neg = walk(net, pool.draw(len(x), rng), chain)
         pool.push(x_neg, rng)
         return contrastive(net(x), net(x_neg))
@@ -106,7 +105,7 @@ def ours_drl(data: Tensor, seed: int, iterations: int = OURS_DRL, K: int = 30, b
     tables = recovery.noising(6, b2, scaled=False, c_power=0.4, weight_power=2.0)
     net = TimeMLP(width=64, multipliers=(1, 1, 1), gain=7.0, spectral=False)
 
-    def step(x):
+    def step(x, done):
         y, x_next, t = tables.pairs(x, rng)
         with evaluating(net):
             target = recovery.conditional(recovery.levels(net.at, tables)(t), x_next, tables.precision[t])

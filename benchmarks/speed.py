@@ -522,9 +522,9 @@ def train(preset: str, mode: str, device_name: str, iterations: int, skipped: in
     moments: list[float] = []
     given = training.Batches(images, cfg.batch, rng, lambda x, _: data.to_float(x), device)
     batches = stamped(given, moments, wait)
-    parts = {"net": net, "ema": training.Ema(net, cfg.ema), "generators": [rng]}
+    parts = {"net": net, "ema": training.ema(net, cfg.ema), "generators": [rng]}
     parts["optimizer"] = torch.optim.Adam(net.parameters(), cfg.lr, betas=(cfg.beta1, 0.999))
-    options = {"warmup": cfg.warmup, "clip_norm": cfg.clip_norm or None, "progress": False}
+    options = {"warmup": cfg.warmup, "clip_norm": cfg.clip_norm, "progress": False}
     before = resident("VmRSS")
     step = drl_step(net, tables, cfg.K, rng)
     training.fit(step, batches, iterations=skipped + iterations, **parts, **options)

@@ -65,6 +65,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
             "page.results",
             "page.shown",
             "run.checkpoint",
+            "run.folder",
             "run.training",
             "settings.resolve",
             "settings.value",

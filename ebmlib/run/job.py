@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmlib import data
 from ebmlib.page import results, shown
 from ebmlib.run import checkpoint as checkpoints
-from ebmlib.run import training
+from ebmlib.run import folder, training
 from ebmlib.settings import resolve
 from ebmlib.settings.value import Settings
 from ebmlib.targets import densities
@@ -47,7 +47,7 @@ class Job:
         """
         self.dataset = dataset
         key = {"settings": asdict(self.cfg), "dataset": dataset, "seed": self.seed, **more}
-        self.run = checkpoints.open_run(self.notebook, key, self.run_dir, self.resume)
+        self.run = folder.open_run(self.notebook, key, self.run_dir, self.resume, [self.rng])
 
     def row(self, name: str, value: float, se: float | None = None, n: int | None = None, **more: Any) -> results.Row:
         """A result with data set, preset, seed and device filled in; `more` are other columns of `results.Row`."""
@@ -84,7 +84,7 @@ def start(cls: type[Settings], namespace: Mapping[str, Any]) -> Job:
         job.density = densities.by_name(job.dataset)
         job.dataset = job.density.name
     elif cls.kind == "images":
-        checkpoints.open_run(cls.notebook, {}, job.run_dir)  # only a look whether the folder can be written
+        folder.open_run(cls.notebook, {}, job.run_dir)  # only a look whether the folder can be written
         _images(job)
     if cls.opens_run:
         job.open_run(job.dataset)

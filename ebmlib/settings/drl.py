@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ebmlib.nets.wideresnet import HEADS, PRECISIONS
-from ebmlib.papers.recovery import VARIANTS, check_levels
+from ebmlib.papers.recovery import VARIANTS, noising
 from ebmlib.settings.value import Ints, Settings, value
 
 # Tables 4 and 5: what the paper sets for other data sets than CIFAR-10, the first where `size` is not given.
@@ -33,7 +33,7 @@ class DRLToy(Settings):
     notebook = "drl_toy"
     kind = "density"
     data = "checkerboard"
-    T: int = value(6, "section 4: 1, 2..501 or 1000", both=6, check=check_levels)
+    T: int = value(6, "section 4: 1, 2..501 or 1000", both=6, check=noising)
     K: int = value(30, "section 4", both=30, smoke=5, low=1)
     b2: float = value(0.06, "a step of .08 at level 0, the board's edge is .1", text="b = .0002", code=2e-4, above=0)
     c_power: float = value(0.4, "with 1 the late steps grow too long for 2D", text=0, code=1, low=0)
@@ -66,7 +66,7 @@ class DRLImages(Settings):
     kind = "images"
     data = "cifar10"
     published = TABLE_5
-    T: int = value(6, "section 4: 1, 2..501 or 1000", both=6, check=check_levels)
+    T: int = value(6, "section 4: 1, 2..501 or 1000", both=6, check=noising)
     K: int = value(30, "section 4; 0 at T = 1000", both=30, smoke=2, low=0)
     b2: float = value(2e-4, "section 4; delta^2 = c^2 b2 sigma^2", text="b = .0002", code=2e-4, cpu=1e-3, above=0)
     variant: str = value("code", "Eqs. 15 to 17, or the release", text="text", code="code", allowed=VARIANTS)

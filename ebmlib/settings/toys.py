@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ebmlib.papers.recovery import check_levels
+from ebmlib.papers.recovery import noising
 from ebmlib.settings.value import Ints, Settings, value
 
 
@@ -69,7 +69,7 @@ class PartitionToy(Settings):
     log_c: float = value(3.0, "log Z of the targets whose log Z is known")
     pilots: int = value(100, "chains that choose the steps and are not weighed", smoke=20, low=20)
     dims: Ints = value((2, 10, 50), "of the Gaussians", smoke=(2, 3))
-    T: int = value(6, "section 4.2: T1k", both=1000, check=check_levels)
+    T: int = value(6, "section 4.2: T1k", both=1000, check=noising)
     hmc_steps: Ints = value(
         (1, 4, 16, 64), "Figure 6", text=(1, 10, 100), smoke=(1, 2), quick=(1, 4, 16), check=several
     )
