@@ -817,7 +817,13 @@ MUTANTS = [
     Slip("the KL's entropy is halved", "objectives.py", "- 1 - 2 * log_std)", "- 1 - log_std)", VAE),
     Slip("beta weighs the likelihood", "objectives.py", "(beta * kl - log_lik)", "(kl - beta * log_lik)", VAE),
     Slip("gradients are summed", "run/parallel.py", "(flat / size())", "flat", PARALLEL),
-    Slip("all processes draw the same", "run/parallel.py", 'f" rank {rank()}"', '""', PARALLEL),
+    Slip(
+        "all processes draw the same",
+        "run/parallel.py",
+        "if rank() > 0:\n        seeds",
+        "if rank() > size():\n        seeds",
+        PARALLEL,
+    ),
     Slip(
         "jumps forget their proposal's density",
         "samplers.py",
