@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
-import json
 import re
 import tomllib
 from pathlib import Path
@@ -196,28 +195,16 @@ def test_vendored_files_are_unmodified_and_licensed(sums: Path):
     assert "LICENSE" in found
 
 
-def glossary() -> dict[str, str]:
-    """Each term of the glossary with what is said of it; a definition may have several terms."""
-    (text,) = re.findall(
-        r"```\{glossary\}\n:sorted:\n\n(.*?)```", (ROOT / "book/glossary.md").read_text("utf-8"), re.DOTALL
-    )
+def test_every_term_of_the_glossary_says_where_it_is_used_and_the_main_ones_are_there():
+    source = (ROOT / "book/glossary.md").read_text("utf-8")
+    (text,) = re.findall(r"```\{glossary\}\n:sorted:\n\n(.*?)```", source, re.DOTALL)
     entries = [entry.strip("\n").split("\n  ") for entry in text.split("\n\n")]
-    return {term: " ".join(lines[1:]) for lines in entries for term in lines[0].split("\n")}
-
-
-def test_the_glossary_says_two_sentences_of_each_term_and_where_it_is_used():
-    said = glossary()
-    assert len(set(said.values())) >= 40
-    assert [term for term, text in said.items() if len(re.findall(r"\.(?= |$)", text)) != 2] == []
-    assert [term for term, text in said.items() if "{doc}`" not in text] == []
-
-
-def test_the_glossary_has_what_the_recipes_and_results_speak_of():
+    said = {term: " ".join(lines[1:]) for lines in entries for term in lines[0].split("\n")}
+    assert [term for term, words in said.items() if "{doc}`" not in words] == []
     wanted = {"energy", "partition function", "Langevin dynamics", "ULA", "MALA", "HMC", "temperature", "mode", "EMA"}
     wanted |= {"short-run chain", "persistent chain", "contrastive divergence", "replay buffer", "reservoir", "ELBO"}
     wanted |= {"score matching", "recovery likelihood", "IWAE", "AIS", "reverse AIS", "bracketing", "FID", "KID", "MMD"}
-    wanted |= {"spectral normalization", "gradient-flow ODE"}
-    assert wanted - glossary().keys() == set()
+    assert wanted | {"spectral normalization", "gradient-flow ODE"} <= said.keys()
 
 
 # The one lock file
@@ -280,10 +267,3 @@ def test_the_stamp_of_the_environment_is_the_locks_hash():
     if not stamp.is_file():
         pytest.skip("this environment was not made by make")
     assert stamp.read_text().strip() == hashlib.sha256(LOCK.encode()).hexdigest()
-
-
-def test_records_are_plain_json(smoke_book: Path):
-    for path in Project(ROOT, preset="smoke").executions.glob("*.json"):
-        record = json.loads(path.read_text())
-        assert record["seconds"] > 0
-        assert record["memory"] > 0

@@ -92,12 +92,6 @@ def test_the_checks_see_what_they_look_for(browser: Browser, tmp_path: Path):
         assert word in found
 
 
-def test_a_page_is_not_blamed_for_what_an_earlier_one_did(browser: Browser, site: str, tmp_path: Path):
-    (tmp_path / "x.html").write_text('<title>x</title><img src="gone.png"><script>missing()</script>')
-    browser.open((tmp_path / "x.html").as_uri())
-    assert complaints(browser, site, "index.html") == []
-
-
 def test_search_finds_pages_without_a_server_of_its_own(browser: Browser, site: str):
     browser.open(site + "search.html?q=langevin")
     hits = 0

@@ -576,14 +576,6 @@ title = "The third"
     assert "not run" not in pages.results_page(project, [never])
 
 
-def test_this_books_gpu_rows_are_there_or_not_run():
-    text = pages.results_page(Project(ROOT), [])
-    for name in ("drl_cifar_gpu", "drl_long_run_gpu", "self_adversarial_images_gpu"):
-        there = (ROOT / "data" / "results" / f"{name}.json").is_file()
-        says = f"not run; `make gpu` on a machine with a GPU writes `data/results/{name}.json`. `"
-        assert (says in text) != there
-
-
 def test_rows_that_a_notebook_shows_execute_it_again_once_they_are_there(project: Project):
     write_notebook(project.root, "two", 'committed = "results/more.json"\nprint("two_and_more.json")')
     before = parts(project, "two")

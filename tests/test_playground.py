@@ -479,15 +479,6 @@ def test_the_funnel_starts_where_its_default_step_holds():
     assert abs(float(info.energy.mean()) + densities.mean_log_prob(target)) < 0.5
 
 
-def test_synced_traits_reach_the_page():
-    state = Playground("swiss-roll", step=0.003, steps=40, particles=30, seed=9, start="center").get_state()
-    shown = {k: state[k] for k in ("density", "step", "n_steps", "n_particles", "seed", "start", "locked")}
-    assert shown == {"density": "swiss-roll", "step": 0.003, "n_steps": 40, "n_particles": 30, "seed": 9,
-                     "start": "center", "locked": True}  # fmt: skip
-    assert "export default" in state["_esm"]
-    assert ".ebm-playground" in state["_css"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -537,14 +528,6 @@ def test_bad_arguments_are_named(arguments, message):
 def test_exports_refuse_what_the_page_cannot_compute(export, message):
     with pytest.raises(ValueError, match=message):
         export()
-
-
-def test_a_step_without_a_limit_and_a_name():
-    for energy in ("funnel", TABLE, net_spec(NETS["2x32"][0], 3.0)):
-        widget = Playground(energy)
-        assert widget.limit == 0
-        assert 0 < widget.step < 0.01
-    assert Playground(densities.by_name("funnel").blurred(0.3)).limit == pytest.approx(0.18)
 
 
 def test_levels_are_traits():

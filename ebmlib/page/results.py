@@ -193,27 +193,19 @@ def as_text(rows: Iterable[Row]) -> str:
 def _cells(rows: Iterable[Row]) -> tuple[list[str], list[list[tuple[str, str]]]]:
     """Column titles and, per row, cells of (text, note); columns that are empty in every row are left out."""
     rows = _checked(rows)
+    seeds = lambda s: "seeds " + ", ".join(map(str, s)) if isinstance(s, list) else "" if s is None else f"seed {s}"
+    cost = lambda r: "" if r.seconds is None else "mean " * isinstance(r.seed, list) + f"{r.seconds:.4g} s"
     columns = {
         "result": [(r.name + (f" [{r.unit}]" if r.unit else ""), r.protocol) for r in rows],
         "paper": [(r.paper if isinstance(r.paper, str) else _digits(r.paper), r.source) for r in rows],
         "this run": [(quantity(r.value, r.se), "") for r in rows],
         "n": [("" if r.n is None else f"{r.n:,}", "") for r in rows],
         "data set": [(r.dataset, "") for r in rows],
-        "preset": [(r.preset, _seeds(r.seed)) for r in rows],
-        "hardware": [(r.device, _seconds(r)) for r in rows],
+        "preset": [(r.preset, seeds(r.seed)) for r in rows],
+        "hardware": [(r.device, cost(r)) for r in rows],
     }
     kept = {k: cells for k, cells in columns.items() if k in ("paper", "this run") or any(m or n for m, n in cells)}
     return list(kept), [list(line) for line in zip(*kept.values())]
-
-
-def _seeds(seed: int | list[int] | None) -> str:
-    if isinstance(seed, list):
-        return "seeds " + ", ".join(map(str, seed))
-    return "" if seed is None else f"seed {seed}"
-
-
-def _seconds(row: Row) -> str:
-    return "" if row.seconds is None else f"{'mean ' * isinstance(row.seed, list)}{_digits(row.seconds)} s"
 
 
 def quantity(value: float, se: float | None = None) -> str:
