@@ -66,6 +66,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
             "page.shown",
             "run.checkpoint",
             "run.folder",
+            "run.parallel",
             "run.training",
             "settings.resolve",
             "settings.value",

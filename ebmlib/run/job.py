@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmlib import data
 from ebmlib.page import results, shown
 from ebmlib.run import checkpoint as checkpoints
-from ebmlib.run import folder, training
+from ebmlib.run import folder, parallel, training
 from ebmlib.settings import resolve
 from ebmlib.settings.value import Settings
 from ebmlib.targets import densities
@@ -98,11 +98,12 @@ def start(cls: type[Settings], namespace: Mapping[str, Any]) -> Job:
 
 def _images(job: Job) -> None:
     """Load the images to train on and to judge by; a banner says where the bundled set stands in for another."""
-    job.train, source = data.images(job.dataset, size=job.cfg.size, fallback=job.preset in ("smoke", "quick"))
+    with parallel.in_turn():
+        job.train, source = data.images(job.dataset, size=job.cfg.size, fallback=job.preset in ("smoke", "quick"))
+        job.dataset, job.split = source.name, data.held_out(source.name)
+        job.held_out, _ = data.images(job.dataset, job.split, size=job.cfg.size)
     if source.fallback:
         shown.banner(source.note)
-    job.dataset, job.split = source.name, data.held_out(source.name)
-    job.held_out, _ = data.images(job.dataset, job.split, size=job.cfg.size)
     needed = job.cfg.images_needed(job.train[0].numel())
     if len(job.train) < needed or len(job.held_out) < 16:
         counts = f"{len(job.train)} images to train on and {len(job.held_out)} (split {job.split}) to judge by"
