@@ -15,7 +15,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from ebmlib.objectives import contrastive
 from ebmlib.page import results
 from ebmlib.reservoir import Reservoir
 from ebmlib.run import checkpoint, training
+from ebmlib.run.folder import open_run
 from ebmlib.samplers import langevin, ula
 from ebmlib.targets import densities
 
@@ -55,7 +55,7 @@ def train(folder: Path, iterations: int = ITERATIONS) -> None:
         pool.push(x_neg, rng)
         return contrastive(net(x), net(x_neg))
 
-    run = training.open_run("kills", KEY, folder, resume=any(folder.glob("step-*.safetensors")))
+    run = open_run("kills", KEY, folder, resume=any(folder.glob("step-*.safetensors")))
     parts = {"net": net, "ema": training.ema(net, 0.99), "optimizer": torch.optim.Adam(net.parameters(), 1e-3)}
     batches = training.Draws(target.sample, 32, rng)
     training.fit(
@@ -153,15 +153,10 @@ def main() -> None:
     rows += [row("resumes that ended", resumed), row("bit-identical ends", identical)]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     meta = {"command": "make kills", "seconds": round(time.perf_counter() - began), "seconds of a run": round(each, 1)}
-    results.save(given.out, rows, overwrite=True, commit=git_commit(), **meta)
+    results.save(given.out, rows, overwrite=True, commit=results.git_commit(ROOT), **meta)
     print(results.as_text(rows))
     if identical < given.kills:
         raise SystemExit(f"{given.kills - identical} of {given.kills} runs did not end as the one that nobody killed")
-
-
-def git_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

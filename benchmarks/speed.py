@@ -24,7 +24,6 @@ import platform
 import random
 import re
 import statistics
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -653,9 +652,7 @@ def meta(given: argparse.Namespace, device: torch.device, left_out: Mapping[str,
     command = "make bench" + (f' ARGS="{" ".join(arguments)}"' if arguments else "")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version for name, version in PEERS.items() if name not in left_out}
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    about = {"command": command, "commit": commit, "device": given.device, "dry_run": given.dry_run}
+    about = {"command": command, "commit": results.git_commit(ROOT), "device": given.device, "dry_run": given.dry_run}
     return about | {"versions": versions, "hardware": results.hardware(device), "threads": torch.get_num_threads()}
 
 

@@ -21,14 +21,14 @@ from pathlib import Path
 
 import torch
 
-from ebmlib.run import checkpoint
 from ebmlib.page.results import MIME, Row
+from ebmlib.run.folder import open_run
 
 source, new = map(Path, sys.argv[1:3])
 given = json.loads(sys.argv[sys.argv.index("-y") + 1])
 with open("calls", "a") as file:
     file.write(json.dumps([source.stem, given]) + "\\n")
-run = checkpoint.open_run(source.stem, {"seed": given["seed"]}, given["run_dir"], given["resume"])
+run = open_run(source.stem, {"seed": given["seed"]}, given["run_dir"], given["resume"])
 run.save(1, {"x": torch.zeros(1)}, {})
 ends = Path("ends").read_text()
 if ends == "interrupted":
