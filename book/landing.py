@@ -7,14 +7,13 @@ else. A figure or row that is not there is left out, and at preset quick it is a
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from pathlib import Path
 
 from book.execution import Outcome
 from book.papers import Rows, taken
-from book.project import read_notebook
+from book.project import figure
 from ebmlib.page import results
 
 
@@ -62,17 +61,11 @@ def _picture(card: dict, outcomes: list[Outcome]) -> bytes | None:
     """The card's part of its figure as PNG."""
     from PIL import Image
 
-    sources = [o.notebook for o in outcomes if o.plan.name == card["notebook"] and o.notebook is not None]
-    cells = [cell for source in sources for cell in read_notebook(source)["cells"]]
-    figures = [
-        cell for cell in cells if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == card["figure"]
-    ]
-    data = [output.get("data", {}) for cell in figures for output in cell.get("outputs", [])]
-    for png in (found["image/png"] for found in data if "image/png" in found):
-        whole, kept = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-        size = (whole.width, whole.height) * 2
-        part = whole.convert("RGB").crop(tuple(round(a * b) for a, b in zip(card["part"], size)))
-        part.thumbnail((480, 480))
-        part.save(kept, "PNG")
-        return kept.getvalue()
-    return None
+    found = [figure(o.notebook, card["figure"]) for o in outcomes if o.plan.name == card["notebook"]]
+    if not found or found[0] is None:
+        return None
+    whole, kept = Image.open(io.BytesIO(found[0][0])), io.BytesIO()
+    part = whole.convert("RGB").crop(tuple(round(a * b) for a, b in zip(card["part"], whole.size * 2)))
+    part.thumbnail((480, 480))
+    part.save(kept, "PNG")
+    return kept.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import re
 import tomllib
@@ -95,6 +96,17 @@ def read_notebook(path: Path) -> dict:
 
 def tags(cell: dict) -> list[str]:
     return cell["metadata"].get("tags", [])
+
+
+def figure(notebook: Path | None, name: str) -> tuple[bytes, str] | None:
+    """(PNG, alternative text) of the figure of this name in an executed notebook, None where there is none."""
+    for cell in read_notebook(notebook)["cells"] if notebook else []:
+        about = cell["metadata"].get("mystnb", {})
+        data = [output.get("data", {}) for output in cell.get("outputs", [])]
+        pictures = [found["image/png"] for found in data if "image/png" in found]
+        if pictures and about.get("figure", {}).get("name") == name:
+            return base64.b64decode(pictures[0]), about.get("image", {}).get("alt", "")
+    return None
 
 
 def declared_parameters(path: Path) -> list[str]:

@@ -24,6 +24,7 @@ from ebmlib.page import results
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = 'preset = "quick"  # which preset\nrun_dir = None  # where runs live'
+PICTURE, ALT = "from PIL import Image\nImage.new('L', (4, 4))", 'One dot: "black".'
 # Each execution leaves a mark, so that a test can count them.
 MARK = "with open(f'{marks}.txt', 'a') as file:\n    file.write('x')"
 
@@ -37,6 +38,8 @@ def write_notebook(root: Path, name: str, *code: str) -> None:
     ]
     for k, cell in enumerate(cells):
         cell["id"] = f"cell-{k}"
+        if cell["source"].startswith("from PIL"):
+            cell["metadata"]["mystnb"] = {"figure": {"name": "fig-one", "caption": "A dot."}, "image": {"alt": ALT}}
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     (root / "notebooks").mkdir(exist_ok=True)
     nbformat.write(new_notebook(cells=cells, metadata=kernel), root / "notebooks" / f"{name}.ipynb")
@@ -249,8 +252,10 @@ def test_a_kernel_that_dies_before_the_first_cell_is_started_once_more(
 
 @pytest.fixture
 def tiny_book(project: Project) -> Project:
-    """The project as a book with the real settings."""
+    """The project as a book with the real settings, one of whose pages opens with a picture."""
     root = project.root
+    write_notebook(root, "one", "from toy import a\nprint(a.four())", PICTURE)
+    edit(root / "book/notebooks.toml", "[two]", 'opening = "fig-one"\n[two]')
     shutil.copy(ROOT / "_config.yml", root)
     shutil.copytree(ROOT / "book" / "_assets", root / "book" / "_assets", ignore=shutil.ignore_patterns("mathjax"))
     toc = "format: jb-book\nroot: book/index\nparts:\n  - caption: Runs\n    chapters:\n"
@@ -273,6 +278,11 @@ def test_the_book_is_built_strictly_and_swapped_in_only_when_it_is_whole(tiny_bo
     one = served / "notebooks" / "one.html"
     assert "The one page" in one.read_text()
     assert "Stale page" not in one.read_text()
+    text = one.read_text().partition("<article")[2]
+    picture = text.index("one-opening.png")
+    assert text.index("With a first paragraph") < picture < text.index("toy import")
+    assert text.count('alt="One dot: &quot;black&quot;."') == 2
+    assert re.findall("Fig. [0-9]+", re.sub("<[^>]*>", "", text)) == ["Fig. 1", "Fig. 1"], "a link and the caption"
     assert checks.external_requests(served) == checks.dead_links(served) == []
     assert said[-1].startswith(tuple("0123456789"))
     assert "slowest when last executed: " in said[-1]
@@ -425,16 +435,14 @@ def test_buttons_stand_only_where_the_repository_has_an_address():
             "sphinx": {"config": {}},
         }
 
-    assert "launch_buttons" not in pages.configured(config(), None, False)
-    assert "repository" not in pages.configured(config(), "", False)
-    with_address = pages.configured(config(), "https://github.com/someone/book", True)
+    without, with_address = (pages.configured(config(), url) for url in ("", "https://github.com/someone/book"))
+    assert not {"launch_buttons", "repository"} & without.keys()
     assert with_address["repository"]["url"] == "https://github.com/someone/book"
     assert with_address["html"]["use_issues_button"] is True
     assert with_address["launch_buttons"]["binderhub_url"]
-    assert with_address["sphinx"]["config"]["html_js_files"] == ["langevin-static.js"]
     assert with_address["html"]["baseurl"] == with_address["sphinx"]["config"]["ogp_site_url"]
     assert with_address["sphinx"]["config"]["ogp_social_cards"]["enable"] is True
-    assert pages.configured(config(), None, False)["sphinx"]["config"]["ogp_social_cards"]["enable"] is False
+    assert without["sphinx"]["config"]["ogp_social_cards"]["enable"] is False
 
 
 @pytest.mark.parametrize(
@@ -707,13 +715,25 @@ def test_a_paper_row_of_wrong_shape_or_without_an_answer_is_refused(tmp_path: Pa
 def test_a_page_opens_with_the_rows_that_the_table_names(tmp_path: Path):
     row = results.Row("nats", -1.139, 0.015, unit="nats", dataset="toy", preset="paper", seed=[0, 1], paper=-1.5)
     rows = papers.Rows({("one", "nats", "toy"): [replace(row, source="section 5"), row]}, complete=True)
-    first = pages.headline("one", [["nats", "toy"]], rows)
+    first = pages.headline("one", {"headline": [["nats", "toy"]]}, rows)
     source = pages.notebook_page(executed(tmp_path, new_markdown_cell("# T\n\nText.")), first)["cells"][0]["source"]
     said = "- nats: **-1.139 ± 0.015 nats** (toy, preset paper, 2 seeds); the paper: -1.5 (section 5)"
-    assert source.index("# T") < source.index(said) < source.index("Text.")
+    assert source.index("# T") < source.index("Text.") < source.index(said)
+    gone, some = {"headline": [["gone", "toy"]]}, papers.Rows({}, complete=False)
     with pytest.raises(LookupError, match="opens one with 'gone' on 'toy'"):
-        pages.headline("one", [["gone", "toy"]], rows)
-    assert pages.headline("one", [["gone", "toy"]], papers.Rows({}, complete=False)) == ""
+        pages.headline("one", gone, rows)
+    assert pages.headline("one", gone, some) == ""
+
+
+def test_a_page_without_its_opening_picture_is_an_error_once_all_have_run(tmp_path: Path):
+    about = {"figure": {"name": "fig-x"}}
+    outcome = executed(
+        tmp_path, new_code_cell("x", outputs=[new_output("stream", text="")], metadata={"mystnb": about})
+    )
+    for name in ("fig-x", "fig-gone"):
+        assert pages.opening(outcome, name, tmp_path, papers.Rows({}, complete=False)) == ""
+        with pytest.raises(LookupError, match=f"opens page with {name}"):
+            pages.opening(outcome, name, tmp_path, papers.Rows({}, complete=True))
 
 
 def test_a_row_of_ours_that_no_run_made_is_an_error_once_all_have_run(tmp_path: Path):
