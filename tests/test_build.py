@@ -280,7 +280,7 @@ def test_the_book_is_built_strictly_and_swapped_in_only_when_it_is_whole(tiny_bo
     assert "Stale page" not in one.read_text()
     text = one.read_text().partition("<article")[2]
     picture = text.index("one-opening.png")
-    assert text.index("With a first paragraph") < picture < text.index("toy import")
+    assert text.index("With a first paragraph") < picture < text.index('class="highlight')
     assert text.count('alt="One dot: &quot;black&quot;."') == 2
     assert re.findall("Fig. [0-9]+", re.sub("<[^>]*>", "", text)) == ["Fig. 1", "Fig. 1"], "a link and the caption"
     assert checks.external_requests(served) == checks.dead_links(served) == []
