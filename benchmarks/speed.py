@@ -23,6 +23,7 @@ import platform
 import random
 import re
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -97,9 +98,6 @@ class Case(NamedTuple):
 Run = Callable[[Tensor, int, float], Tensor]  # (x, K, b) -> x after K steps with noise b
 
 
-# The energies --------------------------------------------------------------------------------------------------------
-
-
 def pair(net: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The net frozen, and a copy whose weights take gradients, both in evaluation mode and with plain weights."""
     net.eval()
@@ -158,22 +156,18 @@ def cases(device: torch.device, tiny: bool) -> list[Case]:
     """The issue's cases; on a GPU the WideResNet of the paper's width, too. Tiny ones have the same keys."""
     count = lambda n: n if not tiny else min(n, 8)
     width, filters = (256, 64) if not tiny else (16, 4)
-    net, build = f"2D MLP, 4 hidden layers of {width}", partial(mlp, width=width)
-    sizes = (100, 1000, 10_000)
-    found = [Case(f"mlp-{n}", f"{net}, batch {count(n):,}", partial(build, batch=count(n))) for n in sizes]
+    net, sizes = f"2D MLP, 4 hidden layers of {width}", (100, 1000, 10_000)
+    found = [Case(f"mlp-{n}", f"{net}, batch {count(n):,}", partial(mlp, batch=count(n), width=width)) for n in sizes]
     build = partial(convnet, batch=count(64), filters=filters)
     found.append(Case("convnet-64", f"ConvNet of Table 2 (nf = {filters}) at 32 px, batch {count(64)}", build, 40.0))
     for preset in ("gpu", "paper") if device.type == "cuda" and not tiny else ("smoke",) if tiny else ("gpu",):
         cfg = drl_settings(preset, device)
+        title = f"DRL's WideResNet, preset {preset} (width {cfg.width}, {cfg.blocks} blocks), at 32 px"
         for n in (64, 256):
             key = f"wideresnet-{n}" + "-paper" * (preset == "paper")
-            title = f"DRL's WideResNet, preset {preset} (width {cfg.width}, {cfg.blocks} blocks), at 32 px"
             build = partial(wideresnet, batch=count(n), preset=preset)
             found.append(Case(key, f"{title}, batch {count(n)}", build, 80.0))
     return found
-
-
-# The contenders ------------------------------------------------------------------------------------------------------
 
 
 def bare(problem: Problem) -> Run:
@@ -188,10 +182,9 @@ def bare(problem: Problem) -> Run:
     return run
 
 
-def ours(problem: Problem, energy: Energy | None = None) -> Run:
+def ours(problem: Problem) -> Run:
     """`langevin`, with its Info: energies and gradient norms of the last step."""
-    energy = problem.energy if energy is None else energy
-    return lambda x, K, b: langevin(energy, x, decoupled(problem.a, b, K))[0]
+    return lambda x, K, b: langevin(problem.energy, x, decoupled(problem.a, b, K))[0]
 
 
 def switched(problem: Problem, mode: str) -> Run:
@@ -296,9 +289,6 @@ def check(name: str, run: Run, problem: Problem, tolerance: float = 0.05) -> Non
         apart = float((got - want).abs().max())
         if not apart <= tolerance * moved + rounding:
             raise Refused(f"{name} ends a step with noise {b:.3g} {apart:.3g} away, after a way of {moved:.3g}")
-
-
-# The clock -----------------------------------------------------------------------------------------------------------
 
 
 def interleaved(
@@ -407,9 +397,6 @@ def growth(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
             times = against(seconds, n).get(first, spread([1.0]))
             rows.append({"kind": kind, "title": title, "per": per, "x": n, "seconds": spread(taken), "times": times})
     return rows
-
-
-# Training ------------------------------------------------------------------------------------------------------------
 
 
 def drl_step(net: TimeWideResNet, tables: recovery.Noising, K: int, rng: torch.Generator | None):
@@ -542,9 +529,6 @@ def timed(preset: str, mode: str, device: torch.device, tiny: bool) -> list[dict
     return [row | share(row, device, results.hardware(device))]
 
 
-# The command ---------------------------------------------------------------------------------------------------------
-
-
 class Parts:
     """What each part of a run gave, kept on the disk until the run is whole, so that an interrupted one can go on."""
 
@@ -612,9 +596,8 @@ def target(given: argparse.Namespace) -> Path:
 
 def meta(given: argparse.Namespace, device: torch.device, left_out: Mapping[str, str]) -> dict[str, Any]:
     """What the numbers were taken with; the commit, before anything else may change it."""
-    arguments = [f"--device {given.device}"] * (given.device != "cpu") + ["--dry-run"] * given.dry_run
-    arguments += ["--no-compile"] * given.no_compile + [f"--only {' '.join(given.only or ())}"] * bool(given.only)
-    command = "make bench" + (f' ARGS="{" ".join(arguments)}"' if arguments else "")
+    arguments = " ".join(re.sub(r"--(out[ =]\S+|resume)", "", " ".join(sys.argv[1:])).split())
+    command = "make bench" + f' ARGS="{arguments}"' * bool(arguments)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version for name, version in PEERS.items() if name not in left_out}
     about = {"command": command, "commit": results.git_commit(ROOT), "device": given.device, "dry_run": given.dry_run}

@@ -14,7 +14,7 @@ import textwrap
 import tokenize
 from typing import Any
 
-from book.project import Project
+from book.project import Project, assigned
 
 SHOWN_VALUE = 60  # characters of a constant's value at most; a longer one is left to the source
 
@@ -46,11 +46,7 @@ def public_names(source: str) -> list[str]:
 
 
 def _names(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        names = [node.name]
-    else:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
+    names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else assigned(node)
     return [name for name in names if not name.startswith("_")]
 
 
@@ -126,17 +122,14 @@ def _signature_as_written(
     except OSError:  # a dataclass's __init__ has no source
         return None
     node = ast.parse(textwrap.dedent(source)).body[0]
-    inside = [argument for argument in node.args.args if argument.arg in ("self", "cls")]
-    node.args.args = [argument for argument in node.args.args if argument not in inside]
+    node.args.args = [argument for argument in node.args.args if argument.arg not in ("self", "cls")]
     returned = ast.unparse(node.returns).strip("'") if node.returns is not None else None
     return f"({ast.unparse(node.args)})", None if what == "class" else returned
 
 
 def _without_barriers(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:
-    if "body" in context:
-        # docutils marks the references' entries with a role that ARIA has given up for list items.
-        entries = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
-        context["body"] = signature_lines(entries)
+    if "body" in context:  # docutils marks the references' entries with a role that ARIA has given up for list items
+        context["body"] = signature_lines(context["body"].replace('role="doc-biblioentry"', 'role="listitem"'))
 
 
 def signature_lines(body: str) -> str:

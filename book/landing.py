@@ -1,8 +1,7 @@
 """The first page's screen: a playground that moves, and the five papers with a picture and a number each.
 
-What a card shows is the table `card` in the paper's file of `book/papers`. Pictures are cut from the figures of the
-notebooks that this build executed, numbers come from committed rows where there are some and from this build's rows
-else. A figure or row that is not there is left out, and at preset quick it is an error.
+What a card shows is the table `card` in the paper's file of `book/papers`. A figure or row that is not there is left
+out, and at preset quick it is an error.
 """
 
 from __future__ import annotations

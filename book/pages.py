@@ -193,23 +193,16 @@ def _banner(outcome: Outcome) -> str:
 
 def results_page(project: Project, outcomes: list[Outcome]) -> str:
     """The rows that each notebook's run made, then the committed ones of its long runs, then those of no notebook."""
-    lines = [
-        "# All results",
-        "",
-        "Every row below was written by a notebook's run, none by hand. "
-        "The paper's own number stands beside ours where it has one. ± is one standard error.",
-        "",
-    ]
+    about = "Every row below was written by a notebook's run, none by hand. "
+    about += "The paper's own number stands beside ours where it has one. ± is one standard error."
+    lines = ["# All results", "", about, ""]
     for outcome in outcomes:
         tables = _tables(project, outcome)
         if tables:
-            name = outcome.plan.name
-            lines += [f"## {_title(outcome)}", ""]
-            if outcome.notebook is None:
-                lines += ["Its page is missing: the notebook failed.", ""]
-            else:
-                stale = " That page is stale: its newest execution failed." if outcome.error is not None else ""
-                lines += [f"From {{doc}}`the notebook {name} <../notebooks/{name}>`.{stale}", ""]
+            name, stale = outcome.plan.name, " That page is stale: its newest execution failed." * bool(outcome.error)
+            source = f"From {{doc}}`the notebook {name} <../notebooks/{name}>`.{stale}"
+            missing = "Its page is missing: the notebook failed."
+            lines += [f"## {_title(outcome)}", "", missing if outcome.notebook is None else source, ""]
         for heading, table in tables:
             lines += [heading, "", "```{raw} html", table, "```", ""]
     names = {outcome.plan.name for outcome in outcomes}

@@ -1,9 +1,8 @@
 """The papers' tables beside our rows: `book/papers/*.toml` hold what a paper prints, results what we ran.
 
 A table has `columns`, a `note` with its protocol, rows of other works (`quoted`), and rows of the paper itself. Each of
-those names the rows of ours that answer it (`ours`; by the end of their protocol, `at`, where their names are the
-same), the command that would run it, and why it was not run or how ours differs. A row of ours that is nowhere to be
-found, or a paper's row without an answer and a reason, is an error.
+those names the rows of ours that answer it (`ours`; by the end of their protocol, `at`, where names are the same), the
+command that would run it, and why it was not run or how ours differs.
 """
 
 from __future__ import annotations
@@ -92,15 +91,9 @@ def page(project: Project, rows: Rows) -> str:
     for paper in load(project.root / "book" / "papers"):
         lines += [f"## {paper['title']}", "", f"{{cite:t}}`{paper['cite']}`. {paper.get('note', '')}".rstrip(), ""]
         for table in paper["table"]:
-            lines += [
-                f"### {table['source'][0].upper()}{table['source'][1:]}: {table['title']}",
-                "",
-                *([table["note"], ""] if table.get("note") else []),
-                "```{raw} html",
-                _table(table, rows),
-                "```",
-                "",
-            ]
+            lines += [f"### {table['source'][0].upper()}{table['source'][1:]}: {table['title']}", ""]
+            lines += [table["note"], ""] if table.get("note") else []
+            lines += ["```{raw} html", _table(table, rows), "```", ""]
     return "\n".join(lines)
 
 
@@ -109,10 +102,8 @@ def _table(table: dict, rows: Rows) -> str:
     if table.get("row"):
         answered = [_answer(row, rows) for row in table["row"]]
         told = [k for k in range(len(OURS)) if any(answer[k] for answer in answered)]  # columns that are not empty
-        body = [
-            [*map(html.escape, (row["name"], *row["values"])), *(answer[k] for k in told)]
-            for row, answer in zip(table["row"], answered)
-        ]
+        theirs = [[*map(html.escape, (row["name"], *row["values"]))] for row in table["row"]]
+        body = [[*row, *(answer[k] for k in told)] for row, answer in zip(theirs, answered)]
         titles = ("row", *table["columns"], *(OURS[k] for k in told))
         parts.append(html_table(titles, body, table["title"], words=len(told)))
     if table.get("quoted"):
@@ -137,13 +128,9 @@ def _answers(asked: dict, rows: Rows) -> list[str]:
     found = [row for row in found if row.protocol.endswith(asked.get("at", ""))]
     if not found and rows.complete:
         raise LookupError(f"book/papers asks for {asked}, and no run made such a row.")
-    lines = []
-    for row in found:
-        about = f"{row.name}; {row.dataset}; {taken(row, found)}"
-        lines.append(
-            f'<strong>{html.escape(value(row))}</strong> <small class="ebm-results-note">{html.escape(about)}</small>'
-        )
-    return lines
+    number = lambda row: f"<strong>{html.escape(value(row))}</strong>"
+    about = lambda row: html.escape(f"{row.name}; {row.dataset}; {taken(row, found)}")
+    return [f'{number(row)} <small class="ebm-results-note">{about(row)}</small>' for row in found]
 
 
 def value(row) -> str:
