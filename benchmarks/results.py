@@ -3,11 +3,9 @@
     python benchmarks/results.py [--only drl_toy ml_toy] [--jobs 1]
     python benchmarks/results.py --gpu [--minutes 9] [--dry-run]      # or: make gpu ARGS="--minutes 9"
 
-With --gpu the runs of preset `gpu` take the place of all others; --minutes stops a call in time, and the next one goes
-on; --dry-run takes preset `smoke`, on any machine, and writes under build/results alone. A finished run is kept under
-build/results and not run again while nothing has changed that its rows follow from; an interrupted one goes on from its
-checkpoint. A file is written when every run of its notebook is there, and not at all where something has changed since
-they started. Several of these may run side by side, each with notebooks of its own.
+A finished run is kept under build/results and not run again while nothing has changed that its rows follow from; an
+interrupted one goes on from its checkpoint. A file is written when every run of its notebook is there, and not at all
+where something has changed since they started. Several of these may run side by side, each with notebooks of its own.
 """
 
 import argparse
@@ -97,9 +95,8 @@ def planned(file: str, dry: bool = False) -> list[Run]:
 def key_of(run: Run) -> str:
     """Eight hex digits over what the rows of a run follow from, so that a change of it makes them again.
 
-    These are: the notebook's code, the library's modules that it reaches by import, its resolved settings, and the data
-    that it reads, but for the checkpoints that runs of this notebook write. How pages show things does not count, apart
-    from the columns of a row.
+    These are the notebook's code, the library's modules that it reaches, its resolved settings, and the data that it
+    reads, but for the checkpoints that runs of this notebook write and for how pages show things.
     """
     name = run.source.stem
     own = [entry for file, entry in PLAN.items() if entry.get("notebook", file) == name and "bundled" in entry]

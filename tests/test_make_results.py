@@ -1,19 +1,17 @@
 """`make results`: seeds, interrupted and finished runs, what is written and what is refused; papermill is a script."""
 
 import hashlib
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from cells import script
 
 from ebmlib.page import results
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "results.py"
 STAND_IN = """
 import json, os, sys, time
 from dataclasses import asdict
@@ -62,10 +60,7 @@ PROSE = {"cell_type": "markdown", "metadata": {}, "source": "# Title"}
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
     """The script on a small checkout of its own, with a stand-in for papermill that does as the file `ends` says."""
-    spec = importlib.util.spec_from_file_location("make_results", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = script("results")
     for name, text in (CODE | {"stand_in.py": STAND_IN, "ends": "well"}).items():
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)

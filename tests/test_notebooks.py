@@ -100,14 +100,6 @@ def test_cells_are_short_and_narrow_and_prose_outweighs_code(path: Path):
 
 
 @each
-def test_nothing_is_stored_in_the_sources(path: Path):
-    notebook = json.loads(path.read_text())
-    stored = [cell for cell in notebook["cells"] if cell.get("outputs") or cell.get("execution_count")]
-    assert stored == []
-    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
-
-
-@each
 def test_parameters_are_those_of_the_settings_and_explained(path: Path):
     found = papermill.inspect_notebook(str(path))
     known = {*COMMON, *(f.name for f in fields(resolve.classes()[path.stem]))}

@@ -1,6 +1,5 @@
 """The benchmark of a step: its clock and its referee on what is known, the real command run dry, and the page."""
 
-import importlib.util
 import itertools
 import json
 import os
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from cells import script
 
 from book import performance
 from ebmlib import engine
@@ -24,11 +24,7 @@ INSTALLED = ROOT / "build" / "bench"
 
 @pytest.fixture(scope="module")
 def speed() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("speed", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and NamedTuple look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script("speed")
 
 
 def command(*options: str) -> subprocess.CompletedProcess:
