@@ -375,11 +375,10 @@ def measure(case: Case, device: torch.device, left_out: Mapping[str, str], tiny:
 
 def growth(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     """How seconds of `langevin` grow with batch, K and resolution; the sizes of a series take turns, too."""
-    small, preset = (16, "smoke") if tiny else (256, "gpu")
+    small, preset, one, images = (16, "smoke", 10, 2) if tiny else (256, "gpu", 100, 16)
+    batches, lengths, sides = (BATCHES[:3], LENGTHS[:2], SIDES[:2]) if tiny else (BATCHES, LENGTHS, SIDES)
     chain = lambda problem, K: partial(ours(problem), problem.x, K, problem.b)
-    batches, lengths = (BATCHES[:3], LENGTHS[:2]) if tiny else (BATCHES, LENGTHS)
-    one, sides = mlp(device, 10 if tiny else 100, small), SIDES[:2] if tiny else SIDES
-    images, net = 2 if tiny else 16, f"2D MLP, 4 hidden layers of {small}"
+    one, net = mlp(device, one, small), f"2D MLP, 4 hidden layers of {small}"
     series = {
         ("batch", "step", net): ({n: chain(mlp(device, n, small), 10) for n in batches}, 10),
         ("K", "chain", f"{net}, batch {len(one.x):,}"): ({K: chain(one, K) for K in lengths}, 1),

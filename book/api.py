@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-import io
 import re
 import textwrap
-import tokenize
+from itertools import takewhile
 from typing import Any
 
 from book.project import Project, assigned
@@ -54,31 +53,27 @@ def _directive(module: str, node: ast.stmt, source: str) -> list[str]:
     lines = []
     for name in _names(node):
         if isinstance(node, ast.FunctionDef):
-            lines += [f".. autofunction:: {module}.{name}", ""]
+            lines += [f".. autofunction:: {module}.{name}"]
         elif isinstance(node, ast.ClassDef):
             told = [item.name for item in node.body if isinstance(item, ast.FunctionDef) and ast.get_docstring(item)]
             members = ", ".join(item for item in told if not item.startswith("_"))
-            lines += [f".. autoclass:: {module}.{name}", *([f"   :members: {members}"] if members else []), ""]
+            lines += [f".. autoclass:: {module}.{name}", *([f"   :members: {members}"] if members else [])]
         else:
             value = " ".join(ast.unparse(node.value).split())
             lines += [f".. py:data:: {name}", f"   :module: {module}"]
             lines += [f"   :value: {value}"] if len(value) <= SHOWN_VALUE else []
-            lines += ["", textwrap.indent(as_rst(_comment(node, source)), "   "), ""]
+            lines += ["", textwrap.indent(as_rst(_comment(node, source)), "   ")]
+        lines.append("")
     return lines
 
 
 def _comment(node: ast.stmt, source: str) -> str:
     """What is said of a constant: behind it, or in the lines right above."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
-    if node.end_lineno in comments:
-        return comments[node.end_lineno].string.lstrip("# ")
-    above: list[str] = []
-    line = node.lineno - 1
-    while line in comments and comments[line].start[1] == 0:
-        above.insert(0, comments[line].string.lstrip("# "))
-        line -= 1
-    return " ".join(above)
+    lines = source.splitlines()
+    if behind := re.search(r"  # (.*)$", lines[node.end_lineno - 1]):
+        return behind[1]
+    above = takewhile(lambda line: line.startswith("#"), reversed(lines[: node.lineno - 1]))
+    return " ".join(reversed([line.lstrip("# ") for line in above]))
 
 
 def as_rst(text: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -116,11 +118,9 @@ def jobs_for(memory: list[float]) -> int:
     """How many notebooks of these MiB to run at a time: one per core, and as many as the free memory holds."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    free = [int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable")]
-    largest = sorted(memory, reverse=True)
-    fitting = [n for n in range(1, min(cores, len(memory)) + 1) if not free or sum(largest[:n]) <= free[0]]
-    return max(fitting, default=1)
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", info.read_text(), re.M) if info.is_file() else None
+    free, largest = int(found[1]) / 1024 if found else math.inf, sorted(memory, reverse=True)
+    return max((n for n in range(1, min(cores, len(memory)) + 1) if sum(largest[:n]) <= free), default=1)
 
 
 def forecast(seconds: list[float], memory: list[float], jobs: int, count: int) -> str:

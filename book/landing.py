@@ -32,7 +32,8 @@ def substitutions(papers: list[dict], outcomes: list[Outcome], rows: Rows, asset
 def _item(title: str, card: dict, outcomes: list[Outcome], rows: Rows, assets: Path) -> str:
     picture = _picture(card, outcomes)
     asked = [(label, rows.of(card["notebook"], name, dataset)) for label, name, dataset in card["ours"]]
-    if rows.complete and (picture is None or not all(found for _, found in asked)):
+    answered = all(found for _, found in asked)
+    if rows.complete and (picture is None or not answered):
         raise LookupError(f"the first page asks for {card['figure']} and {card['ours']}; the build has not made both.")
     shown = ""
     if picture is not None:
@@ -40,7 +41,7 @@ def _item(title: str, card: dict, outcomes: list[Outcome], rows: Rows, assets: P
         (assets / name).write_bytes(picture)
         shown = f'<img src="../_static/{name}" alt="{html.escape(card["alt"])}">'
     ours, about = "ours: not in this build", card["where"]
-    if all(found for _, found in asked):
+    if answered:
         first = asked[0][1]
         numbers = [(label, results.quantity(found[0].value, found[0].se)) for label, found in asked]
         values = ", ".join(f"{label} <strong>{number}</strong>".strip() for label, number in numbers)
