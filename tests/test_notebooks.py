@@ -16,15 +16,15 @@ from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
-import cells as cells_of
 import formats
 import papermill
 import pytest
 import torch
-from cells import all_rows, first_fit, small_drl
+from cells import all_rows, first_fit, same, small_drl
 from cells import run_cells as run_cells_of
 
-from book.project import Project
+from book import runner
+from book.project import Project, figure, read_notebook, tags
 from ebmlib import data
 from ebmlib.nets.mlp import MLP
 from ebmlib.page import results
@@ -37,7 +37,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 DRL = ROOT / "notebooks" / "drl_cifar.ipynb"
 COMMON = ["preset", "seed", "device", "dataset", "run_dir", "resume", "checkpoint"]
-NO_START = "Kernel died before replying to kernel_info"  # papermill's message; nothing has run then
 OFFLINE = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
 SMOKE = {"preset": "smoke", "dataset": "fashion_mnist", "device": "cpu"}
 SMOKE_WORDS = ("-p", "preset", "smoke", "-p", "dataset", "fashion_mnist")
@@ -59,29 +58,24 @@ def last_line(run: subprocess.CompletedProcess) -> str:
     return run.stderr.strip().splitlines()[-1]
 
 
-def code(path: Path) -> list[dict]:
-    """The code cells: their source, in one string, and their tags."""
-    found = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    return [{"source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])} for cell in found]
+def cells_of_kind(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in read_notebook(path)["cells"] if cell["cell_type"] == kind]
 
 
 def prose(path: Path) -> str:
-    notebook = json.loads(path.read_text())
-    return "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return "\n".join(cell["source"] for cell in cells_of_kind(path, "markdown"))
+
+
+def unfolded(path: Path) -> list[str]:
+    """The code that a reader sees who opens no fold, by cells."""
+    return [cell["source"] for cell in cells_of_kind(path, "code") if "hide-input" not in tags(cell)]
 
 
 def shown(path: Path) -> list[str]:
     """Every output of an executed notebook in order: its HTML where it has some, else its text."""
-    outputs = [out for cell in json.loads(path.read_text())["cells"] for out in cell.get("outputs", [])]
-    kinds = [out["data"] if "data" in out else {"text/plain": out.get("text", "")} for out in outputs]
+    outputs = [out for cell in cells_of_kind(path, "code") for out in cell["outputs"]]
+    kinds = [out.get("data", {"text/plain": out.get("text", "")}) for out in outputs]
     return ["".join(kind.get("text/html") or kind.get("text/plain", "")) for kind in kinds]
-
-
-def pictures(path: Path, name: str) -> int:
-    """How many pictures the cell of an executed notebook shows whose figure has this name."""
-    named = lambda cell: cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == name
-    (cell,) = filter(named, json.loads(path.read_text())["cells"])
-    return sum("image/png" in out.get("data", {}) for out in cell["outputs"])
 
 
 # Shape
@@ -89,12 +83,11 @@ def pictures(path: Path, name: str) -> int:
 
 @each
 def test_cells_are_short_and_narrow_and_prose_outweighs_code(path: Path):
-    found = code(path)
-    lines = [cell["source"].splitlines() for cell in found]
+    lines = [cell["source"].splitlines() for cell in cells_of_kind(path, "code")]
     assert max(map(len, lines)) <= 40
     assert statistics.median(map(len, lines)) <= 12
     assert [line for part in lines for line in part if len(line) > 79] == []
-    visible = sum(len(cell["source"].splitlines()) for cell in found if "hide-input" not in cell["tags"])
+    visible = sum(len(source.splitlines()) for source in unfolded(path))
     words = len(prose(path).split())
     assert words >= 8 * visible, f"{words} words of prose to {visible} lines of code that a reader sees unfolded"
 
@@ -113,9 +106,9 @@ def test_parameters_are_those_of_the_settings_and_explained(path: Path):
 
 @each
 def test_one_call_starts_the_notebook(path: Path):
-    calls = [line for cell in code(path) for line in re.findall(r".*(?<![\w.])start\(.*", cell["source"])]
-    assert len(calls) == 1
-    assert re.fullmatch(rf"job = start\({resolve.classes()[path.stem].__name__}, globals\(\)\)", calls[0])
+    source = "\n".join(cell["source"] for cell in cells_of_kind(path, "code"))
+    calls = re.findall(r".*(?<![\w.])start\(.*", source)
+    assert calls == [f"job = start({resolve.classes()[path.stem].__name__}, globals())"]
 
 
 PLUMBING = re.compile(r"(?<![\w.])(?:start\(|plots\.panels\b|plt\.|results\.|job\.(?:row|show)\b)")
@@ -123,16 +116,14 @@ PLUMBING = re.compile(r"(?<![\w.])(?:start\(|plots\.panels\b|plt\.|results\.|job
 
 @each
 def test_plumbing_drawing_and_judging_is_folded(path: Path):
-    unfolded = [cell["source"] for cell in code(path) if "hide-input" not in cell["tags"]]
-    assert [source for source in unfolded if PLUMBING.search(source)] == []
+    assert [source for source in unfolded(path) if PLUMBING.search(source)] == []
 
 
 @each
 def test_exercises_have_folded_solutions(path: Path):
     text = prose(path)
     assert "## Exercises" in text
-    assert text.count("{admonition} Solution") >= 2
-    assert text.count(":class: dropdown") == text.count("{admonition} Solution")
+    assert text.count(":class: dropdown") == text.count("{admonition} Solution") >= 2
 
 
 # The README's command
@@ -170,9 +161,9 @@ def test_the_banner_of_a_stand_in_comes_before_the_settings(main_job: Path):
 
 
 def test_the_bundled_checkpoint_is_shown_where_its_levels_and_steps_fit(main_job: Path, smoke_runs: Path):
-    figure = "fig-drl-cifar-checkpoint"
-    assert pictures(main_job / "out.ipynb", figure) == 1
-    assert pictures(smoke_runs / "drl_cifar.ipynb", figure) == 0, "the preset's own K is another"
+    name = "fig-drl-cifar-checkpoint"
+    assert figure(main_job / "out.ipynb", name)
+    assert not figure(smoke_runs / "drl_cifar.ipynb", name), "the preset's own K is another"
 
 
 def test_resume_without_an_unfinished_run_stops(main_job: Path, in_process, monkeypatch):
@@ -189,7 +180,7 @@ def test_a_foreign_kernel_of_the_same_name_does_not_run_a_notebook(tmp_path: Pat
         formats.write(tmp_path / "user" / folder / "kernels/python3/kernel.json", json.dumps(decoy).encode())
     notebook = json.loads(DRL.read_text())
     question = "import sys, ebmlib; print(sys.prefix)"
-    notebook["cells"] = [notebook["cells"][1] | {"metadata": {}, "source": question}]  # enough to tell who runs it
+    notebook["cells"] = [notebook["cells"][1] | {"metadata": {}, "source": question}]
     formats.write(tmp_path / "in.ipynb", json.dumps(notebook).encode())
     user = {"HOME": str(tmp_path / "user"), "IPYTHONDIR": str(tmp_path / "ipython")}
     run = run_papermill(tmp_path / "in.ipynb", tmp_path / "out.ipynb", tmp_path, timeout=300, **user)
@@ -438,10 +429,8 @@ def test_a_killed_run_is_resumed_by_the_notebook(in_process, tmp_path: Path):
     again = run_papermill(DRL, killed / "again.ipynb", killed, *words, "-p", "resume", "True")
     assert again.returncode == 0, again.stderr[-1500:]
     run_cells(None, **SMOKE, iterations=200, K=1, run_dir=str(tmp_path / "run"))
-    last = [max((folder / "run").glob("step-*")) for folder in (killed, tmp_path)]
-    assert last[0].name == last[1].name == "step-00000200.safetensors"
-    nets = [checkpoint.load(path)[0]["net"]["net"] for path in last]
-    assert cells_of.same(*nets)
+    last = [folder / "run" / "step-00000200.safetensors" for folder in (killed, tmp_path)]
+    assert same(*(checkpoint.load(path)[0]["net"]["net"] for path in last))
 
 
 @pytest.mark.slow
@@ -488,8 +477,7 @@ def test_a_run_killed_between_its_stages_ends_with_the_same_rows(
 def test_papermill_runs_under_load_all_end(tmp_path: Path):
     """Every notebook with another seed, four at once on however few cores: a kernel that waits for ever would show.
 
-    Four at once choose ports at once, and jupyter_client lets go of a port before the kernel takes it (its issue 487).
-    A kernel that lost its port has run nothing: two may be started a second time for that, and for no other reason.
+    A kernel whose port was taken (jupyter_client's issue 487) has run nothing: two may be started a second time.
     """
     lost = []
 
@@ -499,7 +487,7 @@ def test_papermill_runs_under_load_all_end(tmp_path: Path):
         source, given = ROOT / "notebooks" / f"{name}.ipynb", ("-p", "preset", "smoke", "-p", "seed", "1")
         call = partial(run_papermill, source, folder / "out.ipynb", folder, *given)
         run = call()
-        if NO_START in run.stderr:
+        if runner.NO_START in run.stderr:
             lost.append(name)
             run = call()
         return f"{name}: {run.stderr[-1500:]}" if run.returncode else ""
