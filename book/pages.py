@@ -110,7 +110,7 @@ def opening(outcome: Outcome, name: str | None, folder: Path, rows: papers.Rows)
     if found is None:
         if name and rows.complete:
             raise LookupError(
-                f"book/notebooks.toml opens {outcome.plan.name} with {name}; its run has no such picture."
+                f"book/notebooks.toml opens {outcome.plan.name} with {name}; its run drew no such figure."
             )
         return ""
     file = f"{outcome.plan.name}-opening.png"
@@ -147,14 +147,22 @@ def notebook_page(outcome: Outcome, first: str = "") -> dict:
         if "injected-parameters" in tags(cell):
             cell["metadata"]["tags"] = [*tags(cell), "hide-input"]
     notebook["metadata"].pop("papermill", None)
-    if notebook["cells"][0]["cell_type"] != "markdown":
-        notebook["cells"].insert(0, {"cell_type": "markdown", "id": "opening", "metadata": {}, "source": ""})
-    text = notebook["cells"][0]["source"]
+    if first or outcome.error is not None:
+        _open(notebook, outcome, first)
+    return notebook
+
+
+def _open(notebook: dict, outcome: Outcome, first: str) -> None:
+    """Put `first` behind the text of the first cell that has any, and a banner below its title if the page is stale."""
+    cell = next((cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"), None)
+    if cell is None:
+        cell = {"cell_type": "markdown", "id": "opening", "metadata": {}, "source": ""}
+        notebook["cells"].insert(0, cell)
+    text = cell["source"]
     if outcome.error is not None:
         title, line, rest = text.partition("\n") if re.match(r"#\s", text) else ("", "\n", text)
         text = f"{title}\n\n{_banner(outcome)}\n{line}{rest}"
-    notebook["cells"][0]["source"] = f"{text}\n\n{first}".strip()
-    return notebook
+    cell["source"] = f"{text}\n\n{first}".strip()
 
 
 def as_terminal(outputs: list[dict]) -> list[dict]:

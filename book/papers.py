@@ -62,15 +62,12 @@ def load(folder: Path) -> list[dict]:
     """The papers' tables by the `order` of their files; ValueError names the first row that has a wrong shape."""
     papers = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))]
     for paper, table in [(one, table) for one in papers for table in one["table"]]:
-        width, rows = len(table["columns"]), table.get("row", [])
-        given = [(quoted[0], quoted[1:]) for quoted in table.get("quoted", [])]
-        for name, values in given + [(row["name"], row["values"]) for row in rows]:
+        width, rows, where = len(table["columns"]), table.get("row", []), f"{paper['title']}, {table['source']}"
+        for name, *values in [*table.get("quoted", []), *([row["name"], *row["values"]] for row in rows)]:
             if len(values) != width:
-                where = f"{paper['title']}, {table['source']}"
                 raise ValueError(f"{where}: the row {name!r} has {len(values)} values, not {width}.")
-        for row in rows:
-            if not row.get("ours") and not row.get("why"):
-                raise ValueError(f"{paper['title']}: the row {row['name']!r} has neither a row of ours nor a reason.")
+        for name in [row["name"] for row in rows if not row.get("ours") and not row.get("why")]:
+            raise ValueError(f"{where}: the row {name!r} has neither a row of ours nor a reason.")
     return sorted(papers, key=lambda paper: paper["order"])
 
 
