@@ -59,13 +59,10 @@ def test_nothing_but_exact_langevin_is_left_unchecked():
     checked = {one(*which) for which in PUBLISHED}
     assert [recipe.name for recipe in RECIPES if recipe not in checked] == ["exact Langevin (ULA)"]
     assert one("exact Langevin (ULA)").temperature == pytest.approx(1)
-    assert len(set(RECIPES)) == len(RECIPES)
-
-
-def test_noise_comes_first_where_the_release_has_it_so():
     first = {(recipe.name, recipe.source) for recipe in RECIPES if recipe.noise_first}
     assert first == {("IGEBM", "code"), ("improved CD", "code")}
     assert {recipe.name for recipe in RECIPES if recipe.falls} == {"CF-EBM"}
+    assert len(set(RECIPES)) == len(RECIPES)
 
 
 def told(chapter: type, setting: str) -> tuple:
