@@ -79,9 +79,8 @@ def ours_cd(data: Tensor, seed: int, iterations: int = OURS_CD, K: int = 20, ste
     rng, wall, chain = training.seeded(seed), 1.5 * 4.5, ula(step_size, K)
     torch.manual_seed(seed)
     net = MLP(width=128, depth=2, gain=2.0)  # ebmkit's two hidden layers of 128
-    pool = Reservoir(
-        lambda n, rng: wall * (2 * torch.rand(n, 2, generator=rng) - 1), rng, capacity=SAMPLES, restart=0.0
-    )
+    uniform = lambda n, rng: wall * (2 * torch.rand(n, 2, generator=rng) - 1)
+    pool = Reservoir(uniform, rng, capacity=SAMPLES, restart=0.0)
 
     def walk(net, x, schedule):
         with evaluating(net):
@@ -120,6 +119,15 @@ def ours_drl(data: Tensor, seed: int, iterations: int = OURS_DRL, K: int = 30, b
     return Trained(lambda x: at_level(zero)(tables.scale[0] * FACTOR * x), samples, seconds)
 
 
+def their_fit(energy, loss, data: Tensor, iterations: int) -> float:
+    """CPU seconds of training."""
+    import ebm
+
+    begin = time.process_time()
+    ebm.Trainer(energy, loss, lr=1e-3, device="cpu").fit(data, steps=iterations, batch_size=BATCH, verbose=False)
+    return time.process_time() - begin
+
+
 def their_cd(data: Tensor, seed: int, iterations: int = THEIRS) -> Trained:
     """ebmkit's front page: two layers of 128, 60 steps of .01, a buffer of 8,192, Adam 1e-3; sampled by 500 steps."""
     import ebm
@@ -127,10 +135,7 @@ def their_cd(data: Tensor, seed: int, iterations: int = THEIRS) -> Trained:
     torch.manual_seed(seed)
     energy = ebm.nets.MLPEnergy(dim=2, hidden=(128, 128))
     sampler, buffer = ebm.LangevinDynamics(step_size=1e-2, steps=60), ebm.ReplayBuffer(8192, (2,))
-    trainer = ebm.Trainer(energy, ebm.ContrastiveDivergence(sampler, buffer=buffer), lr=1e-3, device="cpu")
-    begin = time.process_time()
-    trainer.fit(data, steps=iterations, batch_size=BATCH, verbose=False)
-    seconds = time.process_time() - begin
+    seconds = their_fit(energy, ebm.ContrastiveDivergence(sampler, buffer=buffer), data, iterations)
     starts = {"from noise": torch.randn(SAMPLES, 2), "from its chains": buffer.data[:SAMPLES].clone()}
     samples = {name: sampler.sample(energy, x, steps=STEPS_AT_TEST).detach() for name, x in starts.items()}
     return Trained(energy, samples, seconds)
@@ -146,10 +151,7 @@ def their_drl(data: Tensor, seed: int, iterations: int = THEIRS) -> Trained:
     torch.manual_seed(seed)
     sigmas = ebm.geometric_sigmas(2.0, 0.05, 7)
     energy = ebm.nets.NoiseConditionalMLPEnergy(dim=2, hidden=(128, 128))
-    trainer = ebm.Trainer(energy, ebm.DiffusionRecoveryLikelihood(sigmas), lr=1e-3, device="cpu")
-    begin = time.process_time()
-    trainer.fit(data, steps=iterations, batch_size=BATCH, verbose=False)
-    seconds = time.process_time() - begin
+    seconds = their_fit(energy, ebm.DiffusionRecoveryLikelihood(sigmas), data, iterations)
     samples = {"progressive": ebm.drl_sample(energy, sigmas, SAMPLES, (2,))}
     return Trained(lambda x: energy(x, sigmas[-1]), samples, seconds)
 
@@ -164,10 +166,8 @@ def judge(name: str, trained: Trained, seed: int, preset: str) -> list[results.R
     about = {"dataset": "two-moons", "preset": preset, "seed": seed, "device": results.hardware()}
     row = partial(results.Row, seconds=trained.seconds, **about)
     rows = [row(f"seconds of training, {name}", trained.seconds, unit="s", protocol="CPU time of one thread")]
-    widths = {
-        "a tenth of the box": 0.1 * MOONS.box,
-        "median distance of data": float(torch.pdist(fresh[:2000]).median()),
-    }
+    median = float(torch.pdist(fresh[:2000]).median())
+    widths = {"a tenth of the box": 0.1 * MOONS.box, "median distance of data": median}
     for start, x in trained.samples.items():
         for words, bandwidth in widths.items():
             value, se = metrics.mmd(x, fresh, bandwidth)
@@ -248,11 +248,8 @@ def main() -> None:
     given = parser.parse_args()
     check_ebmkit()
     torch.set_num_threads(1)
-    commit, code, options = (
-        results.git_commit(ROOT),
-        code_hash(),
-        {"iterations": given.iterations} if given.iterations else {},
-    )
+    options = {"iterations": given.iterations} if given.iterations else {}
+    commit, code = results.git_commit(ROOT), code_hash()
     rows = [row for seed in given.seeds for row in kept(seed, code, options)]
     if not all(math.isfinite(row.value) for row in rows):
         raise SystemExit(f"a method diverged: look at {KEPT.relative_to(ROOT)}")

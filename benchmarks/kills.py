@@ -3,11 +3,9 @@
     make kills          # 100 kills, writes data/benchmarks/kills.json
     python benchmarks/kills.py [--kills N] [--seed S] [--out FILE]
 
-A run is persistent contrastive divergence in two dimensions: a net, its running mean, Adam, a reservoir and generators.
-It writes a checkpoint every few iterations, so that kills fall into writes, too. One run that nobody kills comes first.
-Every other one is killed at a moment drawn uniformly over its length, resumed to the end, and compared with the first
-bit by bit: weights, running mean, optimizer, reservoir, generators and the log. One that had no checkpoint yet has
-nothing to resume: it begins again in its folder.
+A run is persistent contrastive divergence in two dimensions, with a checkpoint every few iterations, so that kills fall
+into writes, too. One run that nobody kills comes first. Every other one is killed at a moment drawn uniformly over its
+length, resumed to the end, and its last checkpoint and log are compared with those of the first bit by bit.
 """
 
 import argparse
@@ -15,13 +13,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch._dynamo  # what a first optimizer imports, seconds long: once, before the forks
 
@@ -31,6 +27,7 @@ from ebmlib.objectives import contrastive
 from ebmlib.page import results
 from ebmlib.reservoir import Reservoir
 from ebmlib.run import checkpoint, training
+from ebmlib.run.folder import open_run
 from ebmlib.samplers import langevin, ula
 from ebmlib.targets import densities
 
@@ -55,12 +52,10 @@ def train(folder: Path, iterations: int = ITERATIONS) -> None:
         pool.push(x_neg, rng)
         return contrastive(net(x), net(x_neg))
 
-    run = training.open_run("kills", KEY, folder, resume=any(folder.glob("step-*.safetensors")))
+    run = open_run("kills", KEY, folder, resume=any(folder.glob("step-*.safetensors")))
     parts = {"net": net, "ema": training.ema(net, 0.99), "optimizer": torch.optim.Adam(net.parameters(), 1e-3)}
-    batches = training.Draws(target.sample, 32, rng)
-    training.fit(
-        step, batches, **parts, iterations=iterations, run=run, state=[pool], save_every=SAVE_EVERY, progress=False
-    )
+    parts |= {"run": run, "state": [pool], "save_every": SAVE_EVERY}
+    training.fit(step, training.Draws(target.sample, 32, rng), iterations=iterations, progress=False, **parts)
 
 
 def in_child(folder: Path) -> int:
@@ -82,21 +77,11 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def fingerprint(folder: Path) -> tuple[int, str, bytes]:
-    """The last checkpoint's iteration, a hash over its tensors and numbers, and the log: all but the seconds."""
+def fingerprint(folder: Path) -> tuple[bytes, bytes]:
+    """The last checkpoint and the log, all but the seconds."""
     objects, meta = checkpoint.load(sorted(folder.glob("step-*.safetensors"))[-1])
-    known = {place: value for place, value in leaves(objects) if value is not None}
-    tensors = {p: v if isinstance(v, torch.Tensor) else torch.from_numpy(np.asarray(v)) for p, v in known.items()}
-    return meta["iteration"], checkpoint.digest(tensors), (folder / "log.csv").read_bytes()
-
-
-def leaves(value, path: str = ""):
-    """(place, value) of every tensor, array and plain value of a nested object."""
-    if isinstance(value, dict | list | tuple):
-        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(part, f"{path}/{name}")
-    else:
-        yield path, value
+    timeless = checkpoint.save(folder / "timeless.safetensors", objects, {"iteration": meta["iteration"]})
+    return timeless.read_bytes(), (folder / "log.csv").read_bytes()
 
 
 def moment(folder: Path) -> str:
@@ -153,15 +138,10 @@ def main() -> None:
     rows += [row("resumes that ended", resumed), row("bit-identical ends", identical)]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     meta = {"command": "make kills", "seconds": round(time.perf_counter() - began), "seconds of a run": round(each, 1)}
-    results.save(given.out, rows, overwrite=True, commit=git_commit(), **meta)
+    results.save(given.out, rows, overwrite=True, commit=results.git_commit(ROOT), **meta)
     print(results.as_text(rows))
     if identical < given.kills:
         raise SystemExit(f"{given.kills - identical} of {given.kills} runs did not end as the one that nobody killed")
-
-
-def git_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

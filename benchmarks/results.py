@@ -3,11 +3,9 @@
     python benchmarks/results.py [--only drl_toy ml_toy] [--jobs 1]
     python benchmarks/results.py --gpu [--minutes 9] [--dry-run]      # or: make gpu ARGS="--minutes 9"
 
-With --gpu the runs of preset `gpu` take the place of all others; --minutes stops a call in time, and the next one goes
-on; --dry-run takes preset `smoke`, on any machine, and writes under build/results alone. A finished run is kept under
-build/results and not run again while nothing has changed that its rows follow from; an interrupted one goes on from its
-checkpoint. A file is written when every run of its notebook is there, and not at all where something has changed since
-they started. Several of these may run side by side, each with notebooks of its own.
+A finished run is kept under build/results and not run again while nothing has changed that its rows follow from; an
+interrupted one goes on from its checkpoint. A file is written when every run of its notebook is there, and not at all
+where something has changed since they started. Several of these may run side by side, each with notebooks of its own.
 """
 
 import argparse
@@ -77,7 +75,7 @@ class Run:
 
     @property
     def clock(self) -> Path:
-        """The file that holds the seconds of the run, over all its parts where it was interrupted."""
+        """The file of the run's seconds, over all its parts where it was interrupted."""
         return self.executed.with_suffix(".seconds")
 
     @property
@@ -89,17 +87,15 @@ def planned(file: str, dry: bool = False) -> list[Run]:
     """The runs of a file of rows, with their keys as they are now."""
     entry = PLAN[file]
     given = [tuple((entry.get("common", {}) | own).items()) for own in entry.get("runs", [{}])]
-    runs = [Run(file, parameters, seed, dry) for parameters in given for seed in entry["seeds"]]
     keys = {parameters: key_of(Run(file, parameters, 0, dry)) for parameters in given}
-    return [Run(file, run.parameters, run.seed, dry, keys[run.parameters]) for run in runs]
+    return [Run(file, parameters, seed, dry, keys[parameters]) for parameters in given for seed in entry["seeds"]]
 
 
 def key_of(run: Run) -> str:
     """Eight hex digits over what the rows of a run follow from, so that a change of it makes them again.
 
-    These are: the notebook's code, the library's modules that it reaches by import, its resolved settings, and the data
-    that it reads, but for the checkpoints that runs of this notebook write. How pages show things does not count, apart
-    from the columns of a row.
+    These are the notebook's code, the library's modules that it reaches, its resolved settings, and the data that it
+    reads, but for the checkpoints that runs of this notebook write and for how pages show things.
     """
     name = run.source.stem
     own = [entry for file, entry in PLAN.items() if entry.get("notebook", file) == name and "bundled" in entry]
@@ -118,7 +114,7 @@ def settings_hash(run: Run) -> str:
 
 
 def check_unchanged(run: Run, commit: str | None = None) -> None:
-    """One sentence where the run's key or the commit is not what it was when the runs started."""
+    """SystemExit where the run's key or the commit is not what it was when the runs started."""
     changed = key_of(run) != run.key
     if changed or commit not in (None, results.git_commit(ROOT)):
         what = "the code or data have" if changed else "the commit has"
@@ -127,15 +123,12 @@ def check_unchanged(run: Run, commit: str | None = None) -> None:
 
 def interrupted(run: Run) -> bool:
     """Whether there is something to go on with; says so where a run finished and its notebook did not."""
-    finished = []
-    for folder in folders(run):
-        if json.loads((folder / "run.json").read_text())["finished"]:
-            finished.append(folder.name)
-        elif any(folder.rglob("*.safetensors")):
-            return True
-    if finished:
-        print(f"{run.name}: {finished[-1]} is finished, its notebook is not; starting anew beside it", flush=True)
-    return False
+    finished = {folder: json.loads((folder / "run.json").read_text())["finished"] for folder in folders(run)}
+    going = any(not done and any(folder.rglob("*.safetensors")) for folder, done in finished.items())
+    if any(finished.values()) and not going:
+        name = [folder.name for folder, done in finished.items() if done][-1]
+        print(f"{run.name}: {name} is finished, its notebook is not; starting anew beside it", flush=True)
+    return going
 
 
 def folders(run: Run) -> list[Path]:

@@ -5,11 +5,10 @@
     make bench ARGS="--dry-run"         # tiny sizes, a minute or two, into build/speed: its numbers mean nothing
     make bench ARGS="--resume"          # go on with an interrupted run of this commit on this machine
 
-All contenders of a case evaluate one energy, with the same step and noise, from the same x. Before anything is timed,
-one step without noise and one with the same noise must end at the same x; a contender that ends elsewhere is not timed.
-Contenders take turns, many short rounds of all of them, and a ratio is taken within one round, so that a slow moment of
-the machine meets everyone. Weights are frozen, in evaluation mode, and spectral normalization is folded into them, for
-the peers as for us: only the naive loop has weights that take gradients, as people write it.
+All contenders of a case evaluate one energy, with the same step and noise, from the same x; one whose single step ends
+elsewhere is not timed. Contenders take turns, and a ratio is taken within one round, so that a slow moment of the
+machine meets everyone. Weights are frozen, with spectral normalization folded into them: only the naive loop has
+weights that take gradients, as people write it.
 """
 
 import argparse
@@ -24,12 +23,12 @@ import platform
 import random
 import re
 import statistics
-import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,8 +66,7 @@ ENGINES = {"cpu": ("plain",), "cuda": ("plain", *COMPILED.values())}  # that tra
 PROFILED = 8  # operations that a profile names
 LEVEL = 3  # of DRL's six: a chain with a quadratic term, in the middle of the ladder
 BATCHES, LENGTHS, SIDES = (1, 10, 100, 1000, 10_000), (1, 10, 100, 1000), (16, 32, 64)
-# Dense bf16 rates of tensor cores in FLOP/s: NVIDIA's data sheets of each card; where they print the rate with
-# sparsity (H100, H200: 1,979e12), the half of it.
+# Dense bf16 rates of tensor cores in FLOP/s; where a data sheet prints the rate with sparsity, the half of it.
 RATES = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12}
 RATE_SOURCE = "NVIDIA's data sheet of the card, dense bf16"
 
@@ -88,8 +86,7 @@ class Problem(NamedTuple):
     weights: int
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One net with one batch, and about how many seconds its rounds may take together."""
 
     key: str
@@ -101,14 +98,8 @@ class Case:
 Run = Callable[[Tensor, int, float], Tensor]  # (x, K, b) -> x after K steps with noise b
 
 
-# The energies --------------------------------------------------------------------------------------------------------
-
-
 def pair(net: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The net frozen, and a copy whose weights take gradients, both in evaluation mode: the net itself is used up.
-
-    Normalized weights become plain tensors in both, since a chain's weights stand still.
-    """
+    """The net frozen, and a copy whose weights take gradients, both in evaluation mode and with plain weights."""
     net.eval()
     for module in list(net.modules()):
         for name in list(getattr(module, "parametrizations", ())):
@@ -120,8 +111,8 @@ def mlp(device: torch.device, batch: int, width: int = 256) -> Problem:
     """The self-adversarial paper's 2D net (Appendix A.1): five layers, 256 wide, swish; exact Langevin of step .01."""
     torch.manual_seed(0)
     net, x = MLP(2, width, 4).to(device), torch.randn(batch, 2).to(device)
-    count, (a, b) = parameter_count(net), ula(0.01, 1)[0]
-    return Problem(*pair(net), x, a, b, count)
+    count = parameter_count(net)
+    return Problem(*pair(net), x, *ula(0.01, 1)[0], count)
 
 
 def convnet(device: torch.device, batch: int, filters: int = 64) -> Problem:
@@ -165,23 +156,18 @@ def cases(device: torch.device, tiny: bool) -> list[Case]:
     """The issue's cases; on a GPU the WideResNet of the paper's width, too. Tiny ones have the same keys."""
     count = lambda n: n if not tiny else min(n, 8)
     width, filters = (256, 64) if not tiny else (16, 4)
-    net, build = f"2D MLP, 4 hidden layers of {width}", partial(mlp, width=width)
-    found = [
-        Case(f"mlp-{n}", f"{net}, batch {count(n):,}", partial(build, batch=count(n))) for n in (100, 1000, 10_000)
-    ]
+    net, sizes = f"2D MLP, 4 hidden layers of {width}", (100, 1000, 10_000)
+    found = [Case(f"mlp-{n}", f"{net}, batch {count(n):,}", partial(mlp, batch=count(n), width=width)) for n in sizes]
     build = partial(convnet, batch=count(64), filters=filters)
     found.append(Case("convnet-64", f"ConvNet of Table 2 (nf = {filters}) at 32 px, batch {count(64)}", build, 40.0))
     for preset in ("gpu", "paper") if device.type == "cuda" and not tiny else ("smoke",) if tiny else ("gpu",):
         cfg = drl_settings(preset, device)
+        title = f"DRL's WideResNet, preset {preset} (width {cfg.width}, {cfg.blocks} blocks), at 32 px"
         for n in (64, 256):
             key = f"wideresnet-{n}" + "-paper" * (preset == "paper")
-            title = f"DRL's WideResNet, preset {preset} (width {cfg.width}, {cfg.blocks} blocks), at 32 px"
             build = partial(wideresnet, batch=count(n), preset=preset)
             found.append(Case(key, f"{title}, batch {count(n)}", build, 80.0))
     return found
-
-
-# The contenders ------------------------------------------------------------------------------------------------------
 
 
 def bare(problem: Problem) -> Run:
@@ -196,10 +182,9 @@ def bare(problem: Problem) -> Run:
     return run
 
 
-def ours(problem: Problem, energy: Energy | None = None) -> Run:
+def ours(problem: Problem) -> Run:
     """`langevin`, with its Info: energies and gradient norms of the last step."""
-    energy = problem.energy if energy is None else energy
-    return lambda x, K, b: langevin(energy, x, decoupled(problem.a, b, K))[0]
+    return lambda x, K, b: langevin(problem.energy, x, decoupled(problem.a, b, K))[0]
 
 
 def switched(problem: Problem, mode: str) -> Run:
@@ -254,10 +239,7 @@ def torchebm_model(problem: Problem) -> nn.Module:
 
 
 def torchebm(problem: Problem) -> Run:
-    """Its LangevinDynamics with the default Euler-Maruyama: x - step grad + noise_scale sqrt(2 step) randn.
-
-    Without trajectory and diagnostics. A noise of zero is allowed as a scheduler alone.
-    """
+    """Its LangevinDynamics, Euler-Maruyama: x - step grad + noise_scale sqrt(2 step) randn; zero needs a scheduler."""
     from torchebm.core import ConstantScheduler
     from torchebm.samplers import LangevinDynamics
 
@@ -268,10 +250,7 @@ def torchebm(problem: Problem) -> Run:
 
 
 def torchebm_fused(problem: Problem) -> Run:
-    """Its fused CUDA kernel for noise and update, behind its gradient; a proof of concept, as its source says.
-
-    The noise comes from the kernel's own generator, so the check with noise gives it ours, as its interface allows.
-    """
+    """Its fused CUDA kernel for noise and update, behind its gradient; the check gives it our noise."""
     from torchebm.cuda.fused_langevin import fused_langevin_step
 
     model = torchebm_model(problem)
@@ -288,18 +267,14 @@ def torchebm_fused(problem: Problem) -> Run:
 
 def contenders(device: torch.device) -> dict[str, Callable[[Problem], Run]]:
     """Everyone in the order of a round; two more on a GPU."""
-    compiled, reduced = (partial(switched, mode=mode) for mode in COMPILED.values())
-    everyone = {"bare": bare, "langevin": ours, "compiled": compiled, "naive": naive}
+    fast = {name: partial(switched, mode=mode) for name, mode in COMPILED.items()}
+    everyone = {"bare": bare, "langevin": ours, "compiled": fast.pop("compiled"), "naive": naive}
     everyone |= {"torchebm": torchebm, "ebmkit": ebmkit}
-    more = {"compiled, reduce-overhead": reduced, "torchebm, fused kernel": torchebm_fused}
-    return everyone | more if device.type == "cuda" else everyone
+    return everyone | fast | {"torchebm, fused kernel": torchebm_fused} if device.type == "cuda" else everyone
 
 
 def check(name: str, run: Run, problem: Problem, tolerance: float = 0.05) -> None:
-    """Refuse who ends one step elsewhere: without noise, then with the noise of one seed (the bare cost has none).
-
-    Rounding is not at stake (a compiled net in bfloat16 may differ by a hundredth): a lost factor, a sign, a clip is.
-    """
+    """Refuse who ends one step elsewhere: without noise, then with the noise of one seed (the bare cost has none)."""
     x, a = problem.x, problem.a
     point = x.detach().requires_grad_(True)
     (grad,) = torch.autograd.grad(problem.energy(point).sum(), point)
@@ -316,19 +291,11 @@ def check(name: str, run: Run, problem: Problem, tolerance: float = 0.05) -> Non
             raise Refused(f"{name} ends a step with noise {b:.3g} {apart:.3g} away, after a way of {moved:.3g}")
 
 
-# The clock -----------------------------------------------------------------------------------------------------------
-
-
 def interleaved(
-    runs: Mapping[Any, Callable[[], Any]],
-    rounds: int,
-    wait: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[Any, list[float]]:
-    """Seconds of each run, round after round, the first in the order given and every other in one drawn from a seed.
-
-    Who always follows a run that leaves the caches cold would pay for it. `wait` blocks until the device is done.
-    """
+    runs: Mapping[Any, Callable[[], Any]], rounds: int,
+    wait: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.perf_counter,
+) -> dict[Any, list[float]]:  # fmt: skip
+    """Seconds of each run, round after round, in a new order every time; `wait` blocks until the device is done."""
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
     names, draw = list(runs), random.Random(0)
     gc.collect()
@@ -354,11 +321,8 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 def against(seconds: Mapping[Any, list[float]], name: Any) -> dict[Any, dict[str, float]]:
     """How many times the seconds of each other one, both taken from the same round."""
-    return {
-        str(other): spread(own / its for own, its in zip(seconds[name], taken, strict=True))
-        for other, taken in seconds.items()
-        if other != name
-    }
+    others = {other: taken for other, taken in seconds.items() if other != name}
+    return {str(other): spread(own / its for own, its in zip(seconds[name], others[other])) for other in others}
 
 
 def waiting(device: torch.device) -> Callable[[], None]:
@@ -373,15 +337,13 @@ def why(error: Exception) -> str:
 
 def ready(case: Case, device: torch.device, left_out: Mapping[str, str]) -> tuple[Problem, dict[str, Run], dict]:
     """The problem, who takes part, and why others do not: a missing compiler, another result."""
-    problem, runs, reasons = case.build(device), {}, {}
+    problem, runs, reasons = case.build(device), {}, dict(left_out)
     for name, make in contenders(device).items():
-        if name in left_out:
-            reasons[name] = left_out[name]
-            continue
         try:
-            run = make(problem)
-            check(name, run, problem)
-            runs[name] = run
+            if name not in left_out:
+                run = make(problem)
+                check(name, run, problem)
+                runs[name] = run
         except Refused as error:
             reasons[name] = f"refused: {error}"
         except Exception as error:
@@ -413,11 +375,10 @@ def measure(case: Case, device: torch.device, left_out: Mapping[str, str], tiny:
 
 def growth(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     """How seconds of `langevin` grow with batch, K and resolution; the sizes of a series take turns, too."""
-    small, preset = (16, "smoke") if tiny else (256, "gpu")
+    small, preset, one, images = (16, "smoke", 10, 2) if tiny else (256, "gpu", 100, 16)
+    batches, lengths, sides = (BATCHES[:3], LENGTHS[:2], SIDES[:2]) if tiny else (BATCHES, LENGTHS, SIDES)
     chain = lambda problem, K: partial(ours(problem), problem.x, K, problem.b)
-    batches, lengths = (BATCHES[:3], LENGTHS[:2]) if tiny else (BATCHES, LENGTHS)
-    one, sides = mlp(device, 10 if tiny else 100, small), SIDES[:2] if tiny else SIDES
-    images, net = 2 if tiny else 16, f"2D MLP, 4 hidden layers of {small}"
+    one, net = mlp(device, one, small), f"2D MLP, 4 hidden layers of {small}"
     series = {
         ("batch", "step", net): ({n: chain(mlp(device, n, small), 10) for n in batches}, 10),
         ("K", "chain", f"{net}, batch {len(one.x):,}"): ({K: chain(one, K) for K in lengths}, 1),
@@ -437,17 +398,6 @@ def growth(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     return rows
 
 
-# Training ------------------------------------------------------------------------------------------------------------
-
-
-def stamped(batches: Iterator[Tensor], moments: list[float], wait: Callable[[], None]) -> Iterator[Tensor]:
-    """The batches; the moment at which each was asked for goes into `moments`."""
-    while True:
-        wait()
-        moments.append(time.perf_counter())
-        yield next(batches)
-
-
 def drl_step(net: TimeWideResNet, tables: recovery.Noising, K: int, rng: torch.Generator | None):
     """The step of drl_cifar, without what it only logs."""
     at_level = recovery.levels(net.at, tables)
@@ -464,10 +414,7 @@ def drl_step(net: TimeWideResNet, tables: recovery.Noising, K: int, rng: torch.G
 
 
 def flops(cfg: DRLImages) -> int:
-    """Floating-point operations of one training iteration, a multiplication and an addition each one.
-
-    Counted on tensors without contents. Every step of the chain costs the same, so two short chains give a long one.
-    """
+    """Floating-point operations of one training iteration; two short chains, on tensors without contents, give it."""
 
     def counted(K: int) -> int:
         with FakeTensorMode():
@@ -482,10 +429,7 @@ def flops(cfg: DRLImages) -> int:
 
 
 def resident(key: str) -> int | None:
-    """Bytes of this process in memory: VmRSS now, VmHWM at most. None where the system has no /proc.
-
-    Not getrusage: a new process's ru_maxrss begins with that of the process it was started from.
-    """
+    """Bytes of this process in memory: VmRSS now, VmHWM at most (getrusage counts the parent's). None without /proc."""
     status = Path("/proc/self/status")
     found = re.search(rf"^{key}:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
     return 1024 * int(found[1]) if found else None
@@ -519,32 +463,39 @@ def train(preset: str, mode: str, device_name: str, iterations: int, skipped: in
     net = channels_last(drl_net(cfg).to(device))
     tables = recovery.noising(cfg.T, cfg.b2, cfg.variant, device=device)
     images = torch.randint(256, (4 * cfg.batch, 3, cfg.size, cfg.size), dtype=torch.uint8)
-    moments: list[float] = []
-    given = training.Batches(images, cfg.batch, rng, lambda x, _: data.to_float(x), device)
-    batches = stamped(given, moments, wait)
+    batches, moments = training.Batches(images, cfg.batch, rng, lambda x, _: data.to_float(x), device), []
     parts = {"net": net, "ema": training.ema(net, cfg.ema), "generators": [rng]}
     parts["optimizer"] = torch.optim.Adam(net.parameters(), cfg.lr, betas=(cfg.beta1, 0.999))
     options = {"warmup": cfg.warmup, "clip_norm": cfg.clip_norm, "progress": False}
     before = resident("VmRSS")
     step = drl_step(net, tables, cfg.K, rng)
-    training.fit(step, batches, iterations=skipped + iterations, **parts, **options)
-    x = next(batches)  # the moment at which the last iteration has ended
+
+    def stamped(x: Tensor, done: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        wait()
+        moments.append(time.perf_counter())
+        return step(x, done)
+
+    training.fit(stamped, batches, iterations=skipped + iterations, **parts, **options)
+    wait()
+    moments.append(time.perf_counter())
     if device.type == "cuda":
         memory, means = torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated, weights included"
     else:
         memory = None if before is None else resident("VmHWM") - before
         means = "the most resident memory of a new process, less what it had before its first iteration"
-    seconds = [later - earlier for earlier, later in itertools.pairwise(moments)][skipped:]
-    about = {"profile": where_time_goes(lambda: step(x)[0].backward(), device), "engine": mode}
-    about |= {"preset": preset, "weights": parameter_count(net), "width": cfg.width, "blocks": cfg.blocks, "T": cfg.T}
-    about |= {"K": cfg.K, "size": cfg.size, "batch": cfg.batch, "precision": cfg.precision, "iterations": iterations}
-    return about | {"seconds": spread(seconds), "per_second": spread(1 / s for s in seconds), "flops": flops(cfg)} | {
-        "memory": memory, "memory_is": means if memory is not None else "not measured: this system has no /proc",
-    }  # fmt: skip
+    seconds, x = [later - earlier for earlier, later in itertools.pairwise(moments)][skipped:], next(batches)
+    about = {name: getattr(cfg, name) for name in ("width", "blocks", "T", "K", "size", "batch", "precision")}
+    about |= {"preset": preset, "engine": mode, "iterations": iterations, "weights": parameter_count(net)}
+    about |= {"seconds": spread(seconds), "per_second": spread(1 / s for s in seconds), "flops": flops(cfg)}
+    about["profile"] = where_time_goes(lambda: step(x)[0].backward(), device)
+    return about | {
+        "memory": memory,
+        "memory_is": "not measured: this system has no /proc" if memory is None else means,
+    }
 
 
 def in_a_new_process(*arguments: Any) -> dict[str, Any]:
-    """`train` where nothing else was allocated before."""
+    """What `train` measures where nothing else was allocated before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(train, *arguments).result()
 
@@ -560,7 +511,7 @@ def share(row: Mapping[str, Any], device: torch.device, card: str) -> dict[str, 
 
 
 def trainings(device: torch.device, tiny: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    """By name: DRL T6 at the largest presets that the device trains in minutes, plainly and by a GPU's engines."""
+    """By name: DRL T6 at the largest presets that the device trains in minutes, by each of its engines."""
     presets = ("smoke",) if tiny else ("gpu", "paper") if device.type == "cuda" else ("cpu",)
     pairs = itertools.product(presets, ENGINES[device.type])
     return {f"training {preset} {mode}": partial(timed, preset, mode, device, tiny) for preset, mode in pairs}
@@ -575,9 +526,6 @@ def timed(preset: str, mode: str, device: torch.device, tiny: bool) -> list[dict
             raise
         return [{"preset": preset, "engine": mode, "share": None, "share_is": "", "not_measured": why(error)}]
     return [row | share(row, device, results.hardware(device))]
-
-
-# The command ---------------------------------------------------------------------------------------------------------
 
 
 class Parts:
@@ -617,7 +565,6 @@ def missing_peers() -> dict[str, str]:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic(path) as draft:
         draft.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -641,21 +588,18 @@ def options() -> argparse.Namespace:
 
 
 def target(given: argparse.Namespace) -> Path:
-    """Only a whole run is committed: a dry one, or one of some cases, stays under build."""
+    """The file to write: that which is committed for a whole run alone."""
     whole = not (given.dry_run or given.only or given.no_compile)
     return given.out or ROOT / ("data/benchmarks" if whole else "build/speed") / f"{given.device}.json"
 
 
 def meta(given: argparse.Namespace, device: torch.device, left_out: Mapping[str, str]) -> dict[str, Any]:
     """What the numbers were taken with; the commit, before anything else may change it."""
-    arguments = [f"--device {given.device}"] * (given.device != "cpu") + ["--dry-run"] * given.dry_run
-    arguments += ["--no-compile"] * given.no_compile + [f"--only {' '.join(given.only or ())}"] * bool(given.only)
-    command = "make bench" + (f' ARGS="{" ".join(arguments)}"' if arguments else "")
+    arguments = " ".join(re.sub(r"--(out[ =]\S+|resume)", "", " ".join(sys.argv[1:])).split())
+    command = "make bench" + f' ARGS="{arguments}"' * bool(arguments)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version for name, version in PEERS.items() if name not in left_out}
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    about = {"command": command, "commit": commit, "device": given.device, "dry_run": given.dry_run}
+    about = {"command": command, "commit": results.git_commit(ROOT), "device": given.device, "dry_run": given.dry_run}
     return about | {"versions": versions, "hardware": results.hardware(device), "threads": torch.get_num_threads()}
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-import io
 import re
 import textwrap
-import tokenize
+from itertools import takewhile
 from typing import Any
 
-from book.project import Project
+from book.project import Project, assigned
 
 SHOWN_VALUE = 60  # characters of a constant's value at most; a longer one is left to the source
 
@@ -46,11 +45,7 @@ def public_names(source: str) -> list[str]:
 
 
 def _names(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        names = [node.name]
-    else:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
+    names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else assigned(node)
     return [name for name in names if not name.startswith("_")]
 
 
@@ -58,31 +53,27 @@ def _directive(module: str, node: ast.stmt, source: str) -> list[str]:
     lines = []
     for name in _names(node):
         if isinstance(node, ast.FunctionDef):
-            lines += [f".. autofunction:: {module}.{name}", ""]
+            lines += [f".. autofunction:: {module}.{name}"]
         elif isinstance(node, ast.ClassDef):
             told = [item.name for item in node.body if isinstance(item, ast.FunctionDef) and ast.get_docstring(item)]
             members = ", ".join(item for item in told if not item.startswith("_"))
-            lines += [f".. autoclass:: {module}.{name}", *([f"   :members: {members}"] if members else []), ""]
+            lines += [f".. autoclass:: {module}.{name}", *([f"   :members: {members}"] if members else [])]
         else:
             value = " ".join(ast.unparse(node.value).split())
             lines += [f".. py:data:: {name}", f"   :module: {module}"]
             lines += [f"   :value: {value}"] if len(value) <= SHOWN_VALUE else []
-            lines += ["", textwrap.indent(as_rst(_comment(node, source)), "   "), ""]
+            lines += ["", textwrap.indent(as_rst(_comment(node, source)), "   ")]
+        lines.append("")
     return lines
 
 
 def _comment(node: ast.stmt, source: str) -> str:
     """What is said of a constant: behind it, or in the lines right above."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
-    if node.end_lineno in comments:
-        return comments[node.end_lineno].string.lstrip("# ")
-    above: list[str] = []
-    line = node.lineno - 1
-    while line in comments and comments[line].start[1] == 0:
-        above.insert(0, comments[line].string.lstrip("# "))
-        line -= 1
-    return " ".join(above)
+    lines = source.splitlines()
+    if behind := re.search(r"  # (.*)$", lines[node.end_lineno - 1]):
+        return behind[1]
+    above = takewhile(lambda line: line.startswith("#"), reversed(lines[: node.lineno - 1]))
+    return " ".join(reversed([line.lstrip("# ") for line in above]))
 
 
 def as_rst(text: str) -> str:
@@ -126,17 +117,14 @@ def _signature_as_written(
     except OSError:  # a dataclass's __init__ has no source
         return None
     node = ast.parse(textwrap.dedent(source)).body[0]
-    inside = [argument for argument in node.args.args if argument.arg in ("self", "cls")]
-    node.args.args = [argument for argument in node.args.args if argument not in inside]
+    node.args.args = [argument for argument in node.args.args if argument.arg not in ("self", "cls")]
     returned = ast.unparse(node.returns).strip("'") if node.returns is not None else None
     return f"({ast.unparse(node.args)})", None if what == "class" else returned
 
 
 def _without_barriers(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:
-    if "body" in context:
-        # docutils marks the references' entries with a role that ARIA has given up for list items.
-        entries = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
-        context["body"] = signature_lines(entries)
+    if "body" in context:  # docutils marks the references' entries with a role that ARIA has given up for list items
+        context["body"] = signature_lines(context["body"].replace('role="doc-biblioentry"', 'role="listitem"'))
 
 
 def signature_lines(body: str) -> str:

@@ -8,7 +8,6 @@ Exit status 0 means that every notebook ran and that the pages are new and compl
 from __future__ import annotations
 
 import argparse
-import fcntl
 import functools
 import hashlib
 import os
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from book import cards, checks
 from book.execution import Outcome, execute_all, over_budget, slowest
@@ -110,26 +111,20 @@ def run_jupyter_book(project: Project, folder: Path, strict: bool) -> float:
         raise Refused(f"jupyter-book is {version}; this book needs 1.x, as requirements.lock has it.")
     log = project.root / "build" / f"{project.staged.name}.log"
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(folder), "--keep-going", "-n"]
+    command += ["-W"] if strict else []
     # autodoc imports the library of this checkout, and Sphinx our extension, wherever this environment's packages lie.
     paths = [str(project.root), str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+    own = {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     start = time.monotonic()
     with log.open("w") as sink:
-        process = subprocess.run(
-            [*command, *(["-W"] if strict else [])],
-            cwd=project.root,
-            env=os.environ
-            | {"PYTHONWARNINGS": "ignore", "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
+        process = subprocess.run(command, cwd=project.root, env=os.environ | own, **streams)
     if process.returncode or not (folder / "_build" / "html" / "index.html").is_file():
         plain = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace")).replace(f"{folder}{os.sep}", "")
         lines = [line for line in plain.splitlines() if re.search(r"WARNING|ERROR|CRITICAL|Error:", line)]
         shown = "\n  ".join(dict.fromkeys(lines[:30])) or "no reason was printed"
-        raise Refused(
-            f"jupyter-book failed; the pages served before stay. All it said is in build/{log.name}:\n  {shown}"
-        )
+        where = f"All it said is in build/{log.name}"
+        raise Refused(f"jupyter-book failed; the pages served before stay. {where}:\n  {shown}")
     return time.monotonic() - start
 
 
@@ -163,12 +158,11 @@ def alone(project: Project) -> Iterator[None]:
     """Refused where another build of the same preset is running."""
     path = project.root / "build" / f"{project.preset}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"another build at preset {project.preset} is running in this checkout.") from None
-        yield
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise Refused(f"another build at preset {project.preset} is running in this checkout.") from None
 
 
 if __name__ == "__main__":

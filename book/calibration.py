@@ -14,8 +14,7 @@ from pathlib import Path
 
 def measured() -> float:
     """Seconds in a process of its own, so that nothing that a caller has imported or set matters."""
-    root = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-m", "book.calibration"]
+    command, root = [sys.executable, "-m", "book.calibration"], Path(__file__).resolve().parents[1]
     return float(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout)
 
 

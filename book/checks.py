@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -29,6 +28,8 @@ class Page(HTMLParser):
     def __post_init__(self) -> None:
         super().__init__()
         self.feed(self.text)
+        styles = re.findall(r"<style[^>]*>(.*?)</style>", self.text, re.DOTALL | re.IGNORECASE)
+        self.loads += [address for style in styles for address in CSS_ADDRESS.findall(style)]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
@@ -46,14 +47,8 @@ class Page(HTMLParser):
     handle_startendtag = handle_starttag
 
 
-@cache
-def _page(path: Path, _stamp: tuple[int, int]) -> Page:
-    return Page(path.read_text(encoding="utf-8"))
-
-
 def page(path: Path) -> Page:
-    status = path.stat()
-    return _page(path, (status.st_mtime_ns, status.st_size))
+    return Page(path.read_text(encoding="utf-8"))
 
 
 def html_pages(pages: Path) -> list[Path]:
@@ -63,34 +58,22 @@ def html_pages(pages: Path) -> list[Path]:
 
 def external_requests(pages: Path) -> list[str]:
     """`page: address` for everything that a page or style sheet would load from another host when it is opened."""
-    found = []
-    for path in html_pages(pages):
-        loads = [*page(path).loads, *_addresses_in_styles(path)]
-        found += [f"{path.relative_to(pages)}: {address}" for address in loads if OUTSIDE.match(address)]
-    for path in sorted(pages.rglob("*.css")):
-        found += [f"{path.relative_to(pages)}: {address}" for address in CSS_ADDRESS.findall(path.read_text("utf-8"))]
-    return found
-
-
-def _addresses_in_styles(path: Path) -> list[str]:
-    styles = re.findall(r"<style[^>]*>(.*?)</style>", path.read_text(encoding="utf-8"), re.DOTALL | re.IGNORECASE)
-    return [address for style in styles for address in CSS_ADDRESS.findall(style)]
+    loads = {path: page(path).loads for path in html_pages(pages)}
+    loads |= {path: CSS_ADDRESS.findall(path.read_text("utf-8")) for path in sorted(pages.rglob("*.css"))}
+    return [f"{path.relative_to(pages)}: {it}" for path, found in loads.items() for it in found if OUTSIDE.match(it)]
 
 
 def dead_links(pages: Path) -> list[str]:
     """`page: address` for every relative address that names no file of the book, or no place in its page."""
-    found = []
+    found, known = [], {path.resolve(): page(path) for path in html_pages(pages)}
     for path in html_pages(pages):
-        for address in [*page(path).links, *page(path).loads]:
+        for address in [*known[path.resolve()].links, *known[path.resolve()].loads]:
             parts = urlsplit(address)
             if not address or parts.scheme or parts.netloc:
                 continue
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             target = target / "index.html" if target.is_dir() else target
-            if not target.is_file() or not _has_place(target, unquote(parts.fragment)):
+            place, there = unquote(parts.fragment), known.get(target.resolve())
+            if not target.is_file() or (place and there is not None and place not in there.places):
                 found.append(f"{path.relative_to(pages)}: {address}")
     return found
-
-
-def _has_place(target: Path, place: str) -> bool:
-    return not place or target.suffix != ".html" or place in page(target).places

@@ -17,10 +17,7 @@ def digest(data: bytes | str) -> str:
 
 
 def fingerprint(project: Project, plan: Plan) -> dict[str, str]:
-    """Digest of each thing that the notebook's outputs follow from, by a name that can be shown to the reader.
-
-    These are: its cells, what papermill sets, the lock file, the Python version, and `parts`.
-    """
+    """Digest of each thing that the notebook's outputs follow from, by a name that can be shown to the reader."""
     found = {
         "the notebook": digest(json.dumps(_cells(plan.source), sort_keys=True)),
         "its parameters": digest(json.dumps(plan.parameters, sort_keys=True)),
@@ -58,10 +55,8 @@ def file_digest(path: Path) -> str:
 
 def _cells(path: Path) -> list:
     kept = ("tags", "mystnb")  # what an editor notes besides (ids, scrolling, folding) changes no page
-    return [
-        [cell["cell_type"], cell["source"], {key: cell["metadata"][key] for key in kept if key in cell["metadata"]}]
-        for cell in read_notebook(path)["cells"]
-    ]
+    known = lambda about: {key: about[key] for key in kept if key in about}
+    return [[cell["cell_type"], cell["source"], known(cell["metadata"])] for cell in read_notebook(path)["cells"]]
 
 
 def notebook_code(path: Path) -> ast.Module:
@@ -81,10 +76,7 @@ def notebook_code(path: Path) -> ast.Module:
 def reached_modules(
     root: Path, package: str, code: ast.Module, without: tuple[str, ...] = ()
 ) -> dict[Path, ast.Module]:
-    """The package's modules that `code` imports, directly or through one another, without their docstrings.
-
-    Modules whose path begins with one of `without` are left out, and so is what only they import.
-    """
+    """The package's modules that `code` imports, directly or through one another, without their docstrings."""
     reached: dict[Path, ast.Module] = {}
     waiting = list(imported_names(code, ""))
     while waiting:
@@ -132,10 +124,7 @@ def named_files(folder: Path, trees: list[ast.Module]) -> list[Path]:
     constants = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
     strings = {value for value in constants if isinstance(value, str)}
     text = "\n".join(strings)
-    found = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix not in (".py", ".pyc"):
-            folders = path.relative_to(folder).parts[:-1]
-            if path.name in text or any(part in strings or f"{part}/" in text for part in folders):
-                found.append(path)
-    return found
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".py", ".pyc")]
+    inside = lambda path: path.relative_to(folder).parts[:-1]
+    named = lambda path: path.name in text or any(part in strings or f"{part}/" in text for part in inside(path))
+    return [path for path in files if named(path)]

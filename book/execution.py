@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -23,17 +25,14 @@ MEMORY = 2048  # MiB of a notebook that has not run yet
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a good execution: wall and CPU seconds, MiB of its largest process, its fingerprint.
-
-    `calibration` is what `book.calibration` measured on the same machine, None where it was not asked for.
-    """
+    """What is known of a good execution."""
 
     seconds: float
-    memory: float
+    memory: float  # MiB of its largest process
     finished: str
-    parts: dict[str, str]
-    cpu: float
-    calibration: float | None = None
+    parts: dict[str, str]  # its fingerprint
+    cpu: float  # seconds
+    calibration: float | None = None  # what `book.calibration` measured on the same machine, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def execute_all(project: Project, plans: list[Plan], jobs: int | None, say: Call
             say(f"[{k} of {len(plans)}] {_line(outcome, records[outcome.plan.name])}")
     finally:
         pool.shutdown(cancel_futures=True)
-    return [outcomes[plan.name] for plan in plans]
+    return list(outcomes.values())
 
 
 def execute(project: Project, plan: Plan, parts: dict[str, str], speed: float | None = None) -> Outcome:
@@ -119,11 +118,9 @@ def jobs_for(memory: list[float]) -> int:
     """How many notebooks of these MiB to run at a time: one per core, and as many as the free memory holds."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    free = [int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable")]
-    largest = sorted(memory, reverse=True)
-    fitting = [n for n in range(1, min(cores, len(memory)) + 1) if not free or sum(largest[:n]) <= free[0]]
-    return max(fitting, default=1)
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", info.read_text(), re.M) if info.is_file() else None
+    free, largest = int(found[1]) / 1024 if found else math.inf, sorted(memory, reverse=True)
+    return max((n for n in range(1, min(cores, len(memory)) + 1) if sum(largest[:n]) <= free), default=1)
 
 
 def forecast(seconds: list[float], memory: list[float], jobs: int, count: int) -> str:
@@ -153,15 +150,8 @@ def slowest(outcomes: list[Outcome], count: int = 3) -> list[Outcome]:
 def over_budget(project: Project, records: dict[str, Record]) -> list[str]:
     """One sentence for each limit of the table that the CPU seconds break, measured as on the table's own machine."""
     limits = {plan.name: plan.limit for plan in project.plans()}
-    took = {
-        name: record.cpu * (project.reference / record.calibration if project.reference and record.calibration else 1.0)
-        for name, record in records.items()
-    }
-    sentences = [
-        f"{name} took {seconds:.0f} s; its limit is {limits[name]:.0f} s."
-        for name, seconds in took.items()
-        if seconds > limits[name]
-    ]
-    if sum(took.values()) > project.total_limit:
-        sentences.append(f"All notebooks took {sum(took.values()):.0f} s; their limit is {project.total_limit:.0f} s.")
-    return sentences
+    faster = {n: project.reference / r.calibration for n, r in records.items() if project.reference and r.calibration}
+    took = {name: record.cpu * faster.get(name, 1.0) for name, record in records.items()}
+    said = [(f"{name} took", seconds, "its", limits[name]) for name, seconds in took.items()]
+    said.append(("All notebooks took", sum(took.values()), "their", project.total_limit))
+    return [f"{what} {s:.0f} s; {whose} limit is {limit:.0f} s." for what, s, whose, limit in said if s > limit]

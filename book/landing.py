@@ -1,20 +1,18 @@
 """The first page's screen: a playground that moves, and the five papers with a picture and a number each.
 
-What a card shows is the table `card` in the paper's file of `book/papers`. Pictures are cut from the figures of the
-notebooks that this build executed, numbers come from committed rows where there are some and from this build's rows
-else. A figure or row that is not there is left out, and at preset quick it is an error.
+What a card shows is the table `card` in the paper's file of `book/papers`. A figure or row that is not there is left
+out, and at preset quick it is an error.
 """
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from pathlib import Path
 
 from book.execution import Outcome
 from book.papers import Rows, taken
-from book.project import read_notebook
+from book.project import figure
 from ebmlib.page import results
 
 
@@ -34,7 +32,8 @@ def substitutions(papers: list[dict], outcomes: list[Outcome], rows: Rows, asset
 def _item(title: str, card: dict, outcomes: list[Outcome], rows: Rows, assets: Path) -> str:
     picture = _picture(card, outcomes)
     asked = [(label, rows.of(card["notebook"], name, dataset)) for label, name, dataset in card["ours"]]
-    if rows.complete and (picture is None or not all(found for _, found in asked)):
+    answered = all(found for _, found in asked)
+    if rows.complete and (picture is None or not answered):
         raise LookupError(f"the first page asks for {card['figure']} and {card['ours']}; the build has not made both.")
     shown = ""
     if picture is not None:
@@ -42,7 +41,7 @@ def _item(title: str, card: dict, outcomes: list[Outcome], rows: Rows, assets: P
         (assets / name).write_bytes(picture)
         shown = f'<img src="../_static/{name}" alt="{html.escape(card["alt"])}">'
     ours, about = "ours: not in this build", card["where"]
-    if all(found for _, found in asked):
+    if answered:
         first = asked[0][1]
         numbers = [(label, results.quantity(found[0].value, found[0].se)) for label, found in asked]
         values = ", ".join(f"{label} <strong>{number}</strong>".strip() for label, number in numbers)
@@ -62,17 +61,11 @@ def _picture(card: dict, outcomes: list[Outcome]) -> bytes | None:
     """The card's part of its figure as PNG."""
     from PIL import Image
 
-    sources = [o.notebook for o in outcomes if o.plan.name == card["notebook"] and o.notebook is not None]
-    cells = [cell for source in sources for cell in read_notebook(source)["cells"]]
-    figures = [
-        cell for cell in cells if cell["metadata"].get("mystnb", {}).get("figure", {}).get("name") == card["figure"]
-    ]
-    data = [output.get("data", {}) for cell in figures for output in cell.get("outputs", [])]
-    for png in (found["image/png"] for found in data if "image/png" in found):
-        whole, kept = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-        size = (whole.width, whole.height) * 2
-        part = whole.convert("RGB").crop(tuple(round(a * b) for a, b in zip(card["part"], size)))
-        part.thumbnail((480, 480))
-        part.save(kept, "PNG")
-        return kept.getvalue()
-    return None
+    found = [figure(o.notebook, card["figure"]) for o in outcomes if o.plan.name == card["notebook"]]
+    if not found or found[0] is None:
+        return None
+    whole, kept = Image.open(io.BytesIO(found[0][0])), io.BytesIO()
+    part = whole.convert("RGB").crop(tuple(round(a * b) for a, b in zip(card["part"], whole.size * 2)))
+    part.thumbnail((480, 480))
+    part.save(kept, "PNG")
+    return kept.getvalue()

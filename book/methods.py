@@ -69,14 +69,9 @@ def _not_told_apart(one, other) -> bool:
 
 
 def _table(found: dict, targets: list[str]) -> str:
-    titles = [
-        "method",
-        *(f"{target}: {measure.replace('^2', '²')}" for target in targets for measure in MEASURES),
-        "seconds a training",
-    ]
-    body = []
+    keys, body = [(target, measure) for target in targets for measure in MEASURES], []
+    titles = ["method", *(f"{target}: {what.replace('^2', '²')}" for target, what in keys), "seconds a training"]
     for method, rows in found.items():
-        keys = [(target, measure) for target in targets for measure in MEASURES]
         cells = [results.quantity(rows[key].value, rows[key].se) if key in rows else "diverged" for key in keys]
         lost = [_share_lost(rows, target) for target, _ in keys]
         cells = [f"{cell} ({part:.0%} diverged)" if 0 < part < 1 else cell for cell, part in zip(cells, lost)]

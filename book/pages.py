@@ -13,8 +13,8 @@ import yaml
 
 from book import api, cards, landing, methods, papers, performance, recipes
 from book.execution import Outcome
-from book.project import Project, read_notebook, tags
-from ebmlib.page import results
+from book.project import Project, figure, read_notebook, tags
+from ebmlib.page import playground, results
 
 # Beside the package, for literalinclude: pages show the tested code itself. And pages are built again after a change.
 SOURCES = ("tests", "benchmarks", "book")
@@ -29,18 +29,19 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
             copy = folder / path.relative_to(project.root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    (folder / "notebooks").mkdir()
+    notebooks, assets = folder / "notebooks", folder / "book" / "_assets"
+    notebooks.mkdir()
+    assets.mkdir(exist_ok=True)
     rows, table = papers.collect(project, outcomes), project.table()
     for outcome in outcomes:
+        name, entry = outcome.plan.name, table.get(outcome.plan.name, {})
         if outcome.notebook is not None:
-            asked = table.get(outcome.plan.name, {}).get("headline", [])
-            first = headline(outcome.plan.name, asked, rows)
-            page = json.dumps(notebook_page(outcome, first), ensure_ascii=False, indent=1)
-            (folder / "notebooks" / f"{outcome.plan.name}.ipynb").write_text(page + "\n", encoding="utf-8")
-    assets = folder / "book" / "_assets"
-    script = _script(project, assets)
-    config = yaml.safe_load((project.root / "_config.yml").read_text())
-    config = configured(config, os.environ.get("BOOK_REPOSITORY"), script)
+            parts = opening(outcome, entry.get("opening"), notebooks, rows), headline(name, entry, rows)
+            page = notebook_page(outcome, "\n\n".join(filter(None, parts)))
+            text = json.dumps(page, ensure_ascii=False, indent=1)
+            (notebooks / f"{name}.ipynb").write_text(text + "\n", encoding="utf-8")
+    (assets / "langevin-static.js").write_text(playground.static_script(), encoding="utf-8")
+    config = configured(yaml.safe_load((project.root / "_config.yml").read_text()), os.environ.get("BOOK_REPOSITORY"))
     filled_in = committed_numbers(project) | api.substitutions(project) | {"recipes": recipes.table()}
     if (project.root / "book" / "papers").is_dir():
         (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
@@ -48,7 +49,7 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
         filled_in |= landing.substitutions(papers.load(project.root / "book" / "papers"), outcomes, rows, assets)
     if (project.root / "book" / "performance.md").is_file():
         filled_in |= performance.substitutions(project.root / "data" / "benchmarks")
-    config.setdefault("sphinx", {}).setdefault("config", {})["myst_substitutions"] = filled_in
+    config["sphinx"]["config"]["myst_substitutions"] = filled_in
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     contents = (project.root / "_toc.yml").read_text()
     ordered = sorted(outcomes, key=lambda outcome: contents.find(f"notebooks/{outcome.plan.name}"))
@@ -58,17 +59,7 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     (folder / "_toc.yml").write_text(yaml.safe_dump(without_pages(toc, missing), sort_keys=False))
 
 
-def _script(project: Project, assets: Path) -> bool:
-    """Write the playground's script for pages without a kernel, where the project has a playground."""
-    there = (project.root / "ebmlib" / "page" / "playground.py").is_file()
-    if there:
-        from ebmlib.page import playground
-
-        (assets / "langevin-static.js").write_text(playground.static_script(), encoding="utf-8")
-    return there
-
-
-def configured(config: dict, address: str | None, with_script: bool) -> dict:
+def configured(config: dict, address: str | None) -> dict:
     """Book settings as built: buttons only where the repository has an address, social cards where its site has one."""
     repository = config.get("repository", {})
     repository["url"] = address or repository.get("url") or ""
@@ -84,8 +75,7 @@ def configured(config: dict, address: str | None, with_script: bool) -> dict:
     if site:
         config["html"] = config.get("html", {}) | {"baseurl": site}
     config["sphinx"]["config"] |= cards.settings(site, config["title"])
-    if with_script:
-        config["sphinx"]["config"]["html_js_files"] = ["langevin-static.js"]
+    config["sphinx"]["config"]["html_js_files"] = ["langevin-static.js"]  # the playground on pages without a kernel
     return config
 
 
@@ -114,10 +104,26 @@ def without_pages(toc: dict, missing: set[str]) -> dict:
     return toc
 
 
-def headline(name: str, asked: list[list[str]], rows: papers.Rows) -> str:
-    """What a notebook's page opens with: the rows that the builder's table names, the paper's number beside each."""
+def opening(outcome: Outcome, name: str | None, folder: Path, rows: papers.Rows) -> str:
+    """What a page opens with: its figure `name`, written into `folder`, with a link to the place where it is drawn."""
+    found = figure(outcome.notebook, name) if name else None
+    if found is None:
+        if name and rows.complete:
+            raise LookupError(
+                f"book/notebooks.toml opens {outcome.plan.name} with {name}; its run drew no such figure."
+            )
+        return ""
+    file = f"{outcome.plan.name}-opening.png"
+    (folder / file).write_bytes(found[0])
+    # Sphinx numbers what has a caption: an empty comment stands in its place, and the words are a legend.
+    alt = json.dumps(found[1], ensure_ascii=False)
+    return f"```{{figure}} {file}\n:alt: {alt}\n\n%\n\nFrom {{numref}}`{name}`.\n```"
+
+
+def headline(name: str, entry: dict, rows: papers.Rows) -> str:
+    """The rows that the builder's table names for a page's opening, the paper's number beside each."""
     lines = []
-    for what, dataset in asked:
+    for what, dataset in entry.get("headline", []):
         found = rows.of(name, what, dataset)
         if not found and rows.complete:
             raise LookupError(f"book/notebooks.toml opens {name} with {what!r} on {dataset!r}; no run made such a row.")
@@ -126,7 +132,7 @@ def headline(name: str, asked: list[list[str]], rows: papers.Rows) -> str:
 
 
 def notebook_page(outcome: Outcome, first: str = "") -> dict:
-    """The executed notebook as the book shows it: `first` below its title, set parameters folded, a banner if stale."""
+    """The executed notebook as the book shows it: `first` behind its first cell's text, a banner on top if stale."""
     notebook = read_notebook(outcome.notebook)
     for cell in notebook["cells"]:
         cell.pop("papermill", None)
@@ -141,11 +147,22 @@ def notebook_page(outcome: Outcome, first: str = "") -> dict:
         if "injected-parameters" in tags(cell):
             cell["metadata"]["tags"] = [*tags(cell), "hide-input"]
     notebook["metadata"].pop("papermill", None)
-    if first:
-        _put_below_title(notebook, first, "headline")
-    if outcome.error is not None:
-        _put_banner(notebook, outcome)
+    if first or outcome.error is not None:
+        _open(notebook, outcome, first)
     return notebook
+
+
+def _open(notebook: dict, outcome: Outcome, first: str) -> None:
+    """Put `first` behind the text of the first cell that has any, and a banner below its title if the page is stale."""
+    cell = next((cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"), None)
+    if cell is None:
+        cell = {"cell_type": "markdown", "id": "opening", "metadata": {}, "source": ""}
+        notebook["cells"].insert(0, cell)
+    text = cell["source"]
+    if outcome.error is not None:
+        title, line, rest = text.partition("\n") if re.match(r"#\s", text) else ("", "\n", text)
+        text = f"{title}\n\n{_banner(outcome)}\n{line}{rest}"
+    cell["source"] = f"{text}\n\n{first}".strip()
 
 
 def as_terminal(outputs: list[dict]) -> list[dict]:
@@ -173,45 +190,27 @@ def _is_bare_text(output: dict) -> bool:
     return output["output_type"] == "execute_result" and set(output["data"]) == {"text/plain"}
 
 
-def _put_banner(notebook: dict, outcome: Outcome) -> None:
+def _banner(outcome: Outcome) -> str:
     error = outcome.error.replace("`", "'")
-    banner = (
+    return (
         "```````{admonition} Stale page\n:class: danger stale\n"
         f"What this page shows was executed on {outcome.record.finished}. Something that it depends on has changed "
         f"since, and the newest execution failed:\n\n``````text\n{error}\n``````\n```````"
     )
-    _put_below_title(notebook, banner, "stale-banner")
-
-
-def _put_below_title(notebook: dict, text: str, name: str) -> None:
-    """Into the first cell, since a page begins with its title; a cell of its own where there is none."""
-    cell = notebook["cells"][0]
-    title, line, rest = cell["source"].partition("\n")
-    if cell["cell_type"] == "markdown" and re.match(r"#\s", title):
-        cell["source"] = f"{title}\n\n{text}\n{line}{rest}"
-    else:
-        notebook["cells"].insert(0, {"cell_type": "markdown", "id": name, "metadata": {}, "source": text})
 
 
 def results_page(project: Project, outcomes: list[Outcome]) -> str:
     """The rows that each notebook's run made, then the committed ones of its long runs, then those of no notebook."""
-    lines = [
-        "# All results",
-        "",
-        "Every row below was written by a notebook's run, none by hand. "
-        "The paper's own number stands beside ours where it has one. ± is one standard error.",
-        "",
-    ]
+    about = "Every row below was written by a notebook's run, none by hand. "
+    about += "The paper's own number stands beside ours where it has one. ± is one standard error."
+    lines = ["# All results", "", about, ""]
     for outcome in outcomes:
         tables = _tables(project, outcome)
         if tables:
-            name = outcome.plan.name
-            lines += [f"## {_title(outcome)}", ""]
-            if outcome.notebook is None:
-                lines += ["Its page is missing: the notebook failed.", ""]
-            else:
-                stale = " That page is stale: its newest execution failed." if outcome.error is not None else ""
-                lines += [f"From {{doc}}`the notebook {name} <../notebooks/{name}>`.{stale}", ""]
+            name, stale = outcome.plan.name, " That page is stale: its newest execution failed." * bool(outcome.error)
+            source = f"From {{doc}}`the notebook {name} <../notebooks/{name}>`.{stale}"
+            missing = "Its page is missing: the notebook failed."
+            lines += [f"## {_title(outcome)}", "", missing if outcome.notebook is None else source, ""]
         for heading, table in tables:
             lines += [heading, "", "```{raw} html", table, "```", ""]
     names = {outcome.plan.name for outcome in outcomes}

@@ -1,9 +1,8 @@
 """The papers' tables beside our rows: `book/papers/*.toml` hold what a paper prints, results what we ran.
 
 A table has `columns`, a `note` with its protocol, rows of other works (`quoted`), and rows of the paper itself. Each of
-those names the rows of ours that answer it (`ours`; by the end of their protocol, `at`, where their names are the
-same), the command that would run it, and why it was not run or how ours differs. A row of ours that is nowhere to be
-found, or a paper's row without an answer and a reason, is an error.
+those names the rows of ours that answer it (`ours`; by the end of their protocol, `at`, where names are the same), the
+command that would run it, and why it was not run or how ours differs.
 """
 
 from __future__ import annotations
@@ -63,15 +62,12 @@ def load(folder: Path) -> list[dict]:
     """The papers' tables by the `order` of their files; ValueError names the first row that has a wrong shape."""
     papers = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))]
     for paper, table in [(one, table) for one in papers for table in one["table"]]:
-        width, rows = len(table["columns"]), table.get("row", [])
-        given = [(quoted[0], quoted[1:]) for quoted in table.get("quoted", [])]
-        for name, values in given + [(row["name"], row["values"]) for row in rows]:
+        width, rows, where = len(table["columns"]), table.get("row", []), f"{paper['title']}, {table['source']}"
+        for name, *values in [*table.get("quoted", []), *([row["name"], *row["values"]] for row in rows)]:
             if len(values) != width:
-                where = f"{paper['title']}, {table['source']}"
                 raise ValueError(f"{where}: the row {name!r} has {len(values)} values, not {width}.")
-        for row in rows:
-            if not row.get("ours") and not row.get("why"):
-                raise ValueError(f"{paper['title']}: the row {row['name']!r} has neither a row of ours nor a reason.")
+        for name in [row["name"] for row in rows if not row.get("ours") and not row.get("why")]:
+            raise ValueError(f"{where}: the row {name!r} has neither a row of ours nor a reason.")
     return sorted(papers, key=lambda paper: paper["order"])
 
 
@@ -92,15 +88,9 @@ def page(project: Project, rows: Rows) -> str:
     for paper in load(project.root / "book" / "papers"):
         lines += [f"## {paper['title']}", "", f"{{cite:t}}`{paper['cite']}`. {paper.get('note', '')}".rstrip(), ""]
         for table in paper["table"]:
-            lines += [
-                f"### {table['source'][0].upper()}{table['source'][1:]}: {table['title']}",
-                "",
-                *([table["note"], ""] if table.get("note") else []),
-                "```{raw} html",
-                _table(table, rows),
-                "```",
-                "",
-            ]
+            lines += [f"### {table['source'][0].upper()}{table['source'][1:]}: {table['title']}", ""]
+            lines += [table["note"], ""] if table.get("note") else []
+            lines += ["```{raw} html", _table(table, rows), "```", ""]
     return "\n".join(lines)
 
 
@@ -109,10 +99,8 @@ def _table(table: dict, rows: Rows) -> str:
     if table.get("row"):
         answered = [_answer(row, rows) for row in table["row"]]
         told = [k for k in range(len(OURS)) if any(answer[k] for answer in answered)]  # columns that are not empty
-        body = [
-            [*map(html.escape, (row["name"], *row["values"])), *(answer[k] for k in told)]
-            for row, answer in zip(table["row"], answered)
-        ]
+        theirs = [[*map(html.escape, (row["name"], *row["values"]))] for row in table["row"]]
+        body = [[*row, *(answer[k] for k in told)] for row, answer in zip(theirs, answered)]
         titles = ("row", *table["columns"], *(OURS[k] for k in told))
         parts.append(html_table(titles, body, table["title"], words=len(told)))
     if table.get("quoted"):
@@ -137,13 +125,9 @@ def _answers(asked: dict, rows: Rows) -> list[str]:
     found = [row for row in found if row.protocol.endswith(asked.get("at", ""))]
     if not found and rows.complete:
         raise LookupError(f"book/papers asks for {asked}, and no run made such a row.")
-    lines = []
-    for row in found:
-        about = f"{row.name}; {row.dataset}; {taken(row, found)}"
-        lines.append(
-            f'<strong>{html.escape(value(row))}</strong> <small class="ebm-results-note">{html.escape(about)}</small>'
-        )
-    return lines
+    number = lambda row: f"<strong>{html.escape(value(row))}</strong>"
+    about = lambda row: html.escape(f"{row.name}; {row.dataset}; {taken(row, found)}")
+    return [f'{number(row)} <small class="ebm-results-note">{about(row)}</small>' for row in found]
 
 
 def value(row) -> str:

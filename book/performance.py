@@ -4,58 +4,66 @@ from __future__ import annotations
 
 import html
 import json
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from book.papers import html_table
 
 COMMANDS = {"cpu": "make bench", "cuda": 'make bench ARGS="--device cuda"'}
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-PEERS = ("torchebm", "ebmkit")
-SPREAD = ("min", "median", "max")
 SERIES = {"batch": "batch", "K": "steps K", "resolution": "pixels a side"}
 MISSING = "not measured"
+PEERS, OURS_ON_GPU = ("torchebm", "ebmkit"), ("langevin", "compiled", "compiled, reduce-overhead")
+TESTS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What was asked for: `value` takes the benchmark's content and gives (number, where), or a reason for none.
+class Goal(NamedTuple):
+    """What was asked for, in words, and as a test of the worst median ratio of the best of `ours` to each of `others`.
 
-    The number is the worst one over the goal's cases, so that the goal is met everywhere or not at all.
+    The ratio is seconds of ours over those of the other one, or for ">=" the inverse. `nets` chooses the cases: small
+    ones, the WideResNet's, or all. Without `ours` the value is the share of the card's rate that training reaches.
     """
 
     device: str
     text: str
-    value: Callable[[dict], tuple[float, str] | str]
-    met: Callable[[float], bool]
-    unit: str = " times"
+    test: str
+    limit: float
+    ours: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    nets: str = ""
 
 
-def worst(case: str, contenders: tuple[str, ...], others: tuple[str, ...], speedup: bool = False):
-    """The worst median ratio over cases whose key contains `case` (not, with a `!`), of the best of `contenders`.
+GOALS = (
+    Goal("cpu", "langevin at most 1.05 times the bare cost", "<=", 1.05, ("langevin",), ("bare",)),
+    Goal("cpu", "compiled, below the bare cost", "<", 1, ("compiled",), ("bare",)),
+    Goal("cpu", "langevin below both peers everywhere", "<", 1, ("langevin",), PEERS),
+    Goal("cpu", "compiled, below both peers everywhere", "<", 1, ("compiled",), PEERS),
+    Goal("cuda", "small nets at least 3 times as fast as both peers", ">=", 3, OURS_ON_GPU, PEERS, "small"),
+    Goal(
+        "cuda", "the WideResNet at least 1.5 times as fast as both peers", ">=", 1.5, OURS_ON_GPU, PEERS, "wideresnet"
+    ),
+    Goal("cuda", "DRL's training at 25 % or more of the card's dense bf16 rate", ">=", 0.25),
+)
 
-    A ratio is seconds of ours over seconds of the other one, or the inverse as a `speedup`; smaller is worse there.
-    """
 
-    def value(content: dict) -> tuple[float, str] | str:
-        found = []
-        for key, rows in by_case(content).items():
-            if (case.removeprefix("!") in key) == case.startswith("!"):
-                continue
-            title = rows["bare"]["title"]
-            measured = [rows[name] for name in contenders if name in rows and not rows[name]["not_measured"]]
-            if not measured or any(other not in row["against"] for row in measured for other in others):
-                return f"{MISSING}: {title} lacks {', '.join(contenders)} or {', '.join(others)}"
-            for other in others:
-                ratio, name = min((row["against"][other]["median"], row["contender"]) for row in measured)
-                found.append((1 / ratio if speedup else ratio, f"{name} beside {other}, {title}"))
-        if not found:
-            return f"{MISSING}: no such case"
-        return min(found) if speedup else max(found)
-
-    return value
+def reached(goal: Goal, content: dict) -> tuple[float, str] | str:
+    """The worst value over the goal's cases and where it was found, or the reason why there is none."""
+    if not goal.ours:
+        return training_share(content)
+    found, inverse = [], goal.test == ">="
+    for key, rows in by_case(content).items():
+        if goal.nets and ("wideresnet" if "wideresnet" in key else "small") != goal.nets:
+            continue
+        title = rows["bare"]["title"]
+        measured = [rows[name] for name in goal.ours if name in rows and not rows[name]["not_measured"]]
+        if not measured or any(other not in row["against"] for row in measured for other in goal.others):
+            return f"{MISSING}: {title} lacks {', '.join(goal.ours)} or {', '.join(goal.others)}"
+        for other in goal.others:
+            ratio, name = min((row["against"][other]["median"], row["contender"]) for row in measured)
+            found.append((1 / ratio if inverse else ratio, f"{name} beside {other}, {title}"))
+    return (min(found) if inverse else max(found)) if found else f"{MISSING}: no such case"
 
 
 def training_share(content: dict) -> tuple[float, str] | str:
@@ -64,24 +72,6 @@ def training_share(content: dict) -> tuple[float, str] | str:
     shares = [(row["share"]["median"], where(row)) for row in content["training"] if row["share"]]
     reasons = [row["share_is"] for row in content["training"] if row["share_is"]]
     return max(shares) if shares else (reasons[0] if reasons else MISSING)
-
-
-OURS_ON_GPU = ("langevin", "compiled", "compiled, reduce-overhead")
-GPU_TRAINING = "DRL's training at 25 % or more of the card's dense bf16 rate"
-most = lambda limit: lambda value: value <= limit
-below = lambda limit: lambda value: value < limit
-least = lambda limit: lambda value: value >= limit
-GOALS = (
-    Goal("cpu", "`langevin` at most 1.05 times the bare cost", worst("", ("langevin",), ("bare",)), most(1.05)),
-    Goal("cpu", "compiled, below the bare cost", worst("", ("compiled",), ("bare",)), below(1)),
-    Goal("cpu", "`langevin` below both peers everywhere", worst("", ("langevin",), PEERS), below(1)),
-    Goal("cpu", "compiled, below both peers everywhere", worst("", ("compiled",), PEERS), below(1)),
-    Goal("cuda", "small nets at least 3 times as fast as both peers",
-         worst("!wideresnet", OURS_ON_GPU, PEERS, True), least(3)),
-    Goal("cuda", "the WideResNet at least 1.5 times as fast as both peers",
-         worst("wideresnet", OURS_ON_GPU, PEERS, True), least(1.5)),
-    Goal("cuda", GPU_TRAINING, training_share, least(0.25), " of the rate"),
-)  # fmt: skip
 
 
 def load(path: Path) -> dict | None:
@@ -99,16 +89,11 @@ def substitutions(folder: Path) -> dict[str, str]:
     contents = {device: load(folder / f"{device}.json") for device in COMMANDS}
     found = {"speed_goals": raw(goals(contents)), "speed_kills": kills(folder / "kills.json")}
     for device, content in contents.items():
-        if content is None:
-            nothing = f"{DEVICES[device]}: {MISSING}. `{COMMANDS[device]}` fills this in."
-            parts = {"source": nothing, "steps": "", "training": "", "growth": ""}
-        else:
-            parts = {
-                "source": source(content),
-                "steps": raw(steps(content)),
-                "training": raw(training(content)),
-                "growth": raw(growth(content)),
-            }
+        parts = dict.fromkeys(("source", "steps", "training", "growth"), "")
+        parts["source"] = f"{DEVICES[device]}: {MISSING}. `{COMMANDS[device]}` fills this in."
+        if content is not None:
+            tables = {"steps": steps(content), "training": training(content), "growth": growth(content)}
+            parts = {"source": source(content)} | {name: raw(table) for name, table in tables.items()}
         found |= {f"speed_{device}_{part}": text for part, text in parts.items()}
     return found
 
@@ -152,28 +137,27 @@ def goals(contents: dict[str, dict | None]) -> str:
     body = []
     for goal in GOALS:
         content = contents[goal.device]
-        value = f"{MISSING}: {COMMANDS[goal.device]}" if content is None else goal.value(content)
-        if isinstance(value, str):
-            cells = [value, "", MISSING]
-        else:
-            cells = [f"{value[0]:.3g}{goal.unit}", value[1], "met" if goal.met(value[0]) else "missed"]
-        body.append([goal.text.replace("`", ""), DEVICES[goal.device], *cells])
+        value = f"{MISSING}: {COMMANDS[goal.device]}" if content is None else reached(goal, content)
+        cells = [value, "", MISSING]
+        if not isinstance(value, str):
+            unit = " times" if goal.ours else " of the rate"
+            met = TESTS[goal.test](value[0], goal.limit)
+            cells = [f"{value[0]:.3g}{unit}", value[1], "met" if met else "missed"]
+        body.append([goal.text, DEVICES[goal.device], *cells])
     return texts(("goal", "on", "worst value", "where", "verdict"), body, "Goals")
 
 
 def steps(content: dict) -> str:
     """A table: case, contender, seconds a step and times the bare cost, each as min / median / max."""
     body = []
-    for rows in by_case(content).values():
-        for name, row in rows.items():
-            label = f"{row['title']}; {row['weights']:,} weights" if name == "bare" else row["title"]
-            if row["not_measured"]:
-                cells = [f"{MISSING}: {row['not_measured']}", "", ""]
-            else:
-                bare = row["against"].get("bare")
-                ratio = three(bare, lambda v: f"{v:.2f}") if bare else "1"
-                cells = [three(row["seconds"], seconds), ratio, str(len(row["rounds"]))]
-            body.append([label, name, *cells])
+    for row in content["rows"]:
+        label = row["title"] + (f"; {row['weights']:,} weights" if row["contender"] == "bare" else "")
+        cells = [f"{MISSING}: {row['not_measured']}", "", ""]
+        if not row["not_measured"]:
+            bare = row["against"].get("bare")
+            ratio = three(bare, lambda v: f"{v:.2f}") if bare else "1"
+            cells = [three(row["seconds"], seconds), ratio, str(len(row["rounds"]))]
+        body.append([label, row["contender"], *cells])
     titles = ("case", "contender", "seconds a step: min / median / max", "times bare: min / median / max", "rounds")
     return texts(titles, body, "Seconds a step")
 
@@ -186,50 +170,37 @@ def training(content: dict) -> str:
             continue
         blocks = f"{row['blocks']} block{'s' * (row['blocks'] > 1)}"
         net = f"{row['size']} px, width {row['width']}, {blocks}, {row['weights']:,} weights"
-        cells = [
-            f"preset {row['preset']}: {net}, batch {row['batch']}, T = {row['T']}, K = {row['K']}, {row['precision']}"
-            + ("" if row.get("engine", "plain") == "plain" else f", engine {row['engine']}"),
-            three(row["per_second"], lambda v: f"{v:.3g}"),
-            memory(row),
-            f"{row['flops']:.4g}",
-            three(row["share"], lambda v: f"{v:.1%}") + f" {row['share_is']}" if row["share"] else row["share_is"],
-            profile(row),
-        ]
-        body.append(cells)
+        about = f"batch {row['batch']}, T = {row['T']}, K = {row['K']}, {row['precision']}"
+        engine = "" if row.get("engine", "plain") == "plain" else f", engine {row['engine']}"
+        memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:,.0f} MiB: "
+        share = three(row["share"], lambda v: f"{v:.1%}") + " " if row["share"] else ""
+        rate = three(row["per_second"], lambda v: f"{v:.3g}")
+        cells = [rate, memory + row["memory_is"], f"{row['flops']:.4g}", share + row["share_is"], profile(row)]
+        body.append([f"preset {row['preset']}: {net}, {about}{engine}", *cells])
     titles = ("training", "iterations a second: min / median / max", "peak memory", "FLOP an iteration", "share")
     return texts((*titles, "where the time goes"), body, "Training recovery likelihood", words=2)
 
 
-def profile(row: dict[str, Any]) -> str:
+def profile(row: dict) -> str:
     """The operations that take most of one iteration, and how busy they kept a GPU."""
     if not row.get("profile"):
         return MISSING
-    operations = row["profile"]["operations"]
+    operations, busy = row["profile"]["operations"], row["profile"]["busy"]
     parts = ", ".join(f"{part['share']:.0%} {part['operation'].removeprefix('aten::')}" for part in operations)
-    busy = row["profile"]["busy"]
     return parts if busy is None else f"busy {busy:.0%} of the iteration: {parts}"
-
-
-def memory(row: dict[str, Any]) -> str:
-    return row["memory_is"] if row["memory"] is None else f"{row['memory'] / 2**20:,.0f} MiB: {row['memory_is']}"
 
 
 def growth(content: dict) -> str:
     body = []
     for row in content["growth"]:
-        cells = [
-            row["title"],
-            f"{SERIES[row['kind']]} = {row['x']:,}",
-            f"{three(row['seconds'], seconds)} a {row['per']}",
-            three(row["times"], lambda v: f"{v:.3g}"),
-        ]
-        body.append(cells)
+        cells = [f"{three(row['seconds'], seconds)} a {row['per']}", three(row["times"], lambda v: f"{v:.3g}")]
+        body.append([row["title"], f"{SERIES[row['kind']]} = {row['x']:,}", *cells])
     titles = ("net", "size", "seconds: min / median / max", "times the first of its series: min / median / max")
     return texts(titles, body, "How the cost grows")
 
 
 def three(values: dict[str, float], say: Callable[[float], str]) -> str:
-    return " / ".join(say(values[key]) for key in SPREAD)
+    return " / ".join(say(values[key]) for key in ("min", "median", "max"))
 
 
 def seconds(value: float) -> str:

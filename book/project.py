@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import re
 import tomllib
@@ -66,11 +67,8 @@ class Project:
     def _plan(self, path: Path, entry: dict) -> Plan:
         known = declared_parameters(path)
         parameters = {"preset": self.preset, **entry.get("parameters", {})}
-        for name in parameters:
-            if name not in known:
-                raise ValueError(
-                    f"The book sets {name} in notebooks/{path.name}, whose parameters are {', '.join(known)}."
-                )
+        for name in sorted(parameters.keys() - known):
+            raise ValueError(f"The book sets {name} in notebooks/{path.name}, whose parameters are {', '.join(known)}.")
         if "run_dir" in known:  # relative, so that no machine's path stands on the page
             parameters["run_dir"] = f"build/runs/{self.preset}/{path.stem}"
         files = (*entry.get("files", ()), *self._committed(path))
@@ -97,12 +95,24 @@ def tags(cell: dict) -> list[str]:
     return cell["metadata"].get("tags", [])
 
 
+def figure(notebook: Path | None, name: str) -> tuple[bytes, str] | None:
+    """(PNG, alternative text) of the figure of this name in an executed notebook, None where there is none."""
+    for cell in read_notebook(notebook)["cells"] if notebook else []:
+        about = cell["metadata"].get("mystnb", {})
+        data = [output.get("data", {}) for output in cell.get("outputs", [])]
+        pictures = [found["image/png"] for found in data if "image/png" in found]
+        if pictures and about.get("figure", {}).get("name") == name:
+            return base64.b64decode(pictures[0]), about.get("image", {}).get("alt", "")
+    return None
+
+
 def declared_parameters(path: Path) -> list[str]:
     """The names that the cell tagged `parameters` assigns."""
-    names = []
-    for cell in read_notebook(path)["cells"]:
-        if "parameters" in tags(cell):
-            for node in ast.parse(cell["source"]).body:
-                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-                names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
+    cells = [cell for cell in read_notebook(path)["cells"] if "parameters" in tags(cell)]
+    return [name for cell in cells for node in ast.parse(cell["source"]).body for name in assigned(node)]
+
+
+def assigned(node: ast.stmt) -> list[str]:
+    """The names that a statement assigns."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

@@ -59,11 +59,8 @@ def run(
 def _wait(command: list[str], root: Path, log: Path, limit: float, beat: Callable[[float], None]) -> Ended:
     begin, status, late, next_beat = time.monotonic(), None, False, HEARTBEAT
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}  # the kernel draws inline
-    environment |= {
-        "OMP_NUM_THREADS": "1",
-        "IPYTHONDIR": str(root / "build" / "ipython"),
-        "JUPYTER_PREFER_ENV_PATH": "1",
-    }
+    own = {"IPYTHONDIR": str(root / "build" / "ipython"), "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment |= own | {"OMP_NUM_THREADS": "1"}
     with log.open("w") as sink:
         streams = {"stdin": subprocess.DEVNULL, "stdout": sink, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, cwd=root, env=environment, **streams)

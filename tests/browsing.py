@@ -46,9 +46,8 @@ class Browser:
     """A headless Chromium over WebDriver, with its console and its network log."""
 
     def __init__(self) -> None:
-        self.driver = subprocess.Popen(
-            [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.driver = subprocess.Popen([DRIVER, "--port=0"], text=True, **streams)
         started = (re.search(r"successfully on port (\d+)", line) for line in self.driver.stdout)
         self.address = f"http://127.0.0.1:{next(match[1] for match in started if match)}"
         wanted = {
@@ -69,24 +68,25 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise RuntimeError(json.load(error)["value"]["message"]) from None
 
+    def _post(self, path: str, **body):
+        return self._ask("POST", f"{self.session}/{path}", body)
+
     def open(self, address: str, width: int = 1280, height: int = 900, scheme: str = "light", motion: str = "") -> None:
         media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
         features = [{"name": name, "value": value} for name, value in media.items()]
-        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
-        self._ask("POST", f"{self.session}/goog/cdp/execute", command)
+        self._post("goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params={"features": features})
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        command = {"cmd": "Emulation.setDeviceMetricsOverride", "params": size}
-        self._ask("POST", f"{self.session}/goog/cdp/execute", command)
+        self._post("goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=size)
         self.network(), self.console_errors()  # what an earlier page did is not this page's
-        self._ask("POST", f"{self.session}/url", {"url": address})
-        self._ask("POST", f"{self.session}/execute/async", {"script": SETTLE, "args": []})
+        self._post("url", url=address)
+        self.wait_for(SETTLE)
 
     def run(self, script: str):
-        return self._ask("POST", f"{self.session}/execute/sync", {"script": script, "args": []})
+        return self._post("execute/sync", script=script, args=[])
 
     def wait_for(self, script: str):
         """What an asynchronous script hands to its last argument."""
-        return self._ask("POST", f"{self.session}/execute/async", {"script": script, "args": []})
+        return self._post("execute/async", script=script, args=[])
 
     def key(self, name: str) -> None:
         """Presses and lets go of a key, as on a keyboard."""
@@ -95,7 +95,7 @@ class Browser:
 
     def actions(self, actions: list[dict]) -> None:
         """WebDriver's own pointers and keys."""
-        self._ask("POST", f"{self.session}/actions", {"actions": actions})
+        self._post("actions", actions=actions)
         self._ask("DELETE", f"{self.session}/actions")
 
     def axe(self) -> list[str]:
@@ -106,13 +106,13 @@ class Browser:
 
     def console_errors(self) -> list[str]:
         """Errors written to the console since the page was opened or since the last call."""
-        entries = self._ask("POST", f"{self.session}/se/log", {"type": "browser"})
+        entries = self._post("se/log", type="browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def network(self) -> tuple[list[str], list[str]]:
         """(addresses asked for, addresses that failed) since the page was opened or since the last call."""
         asked, failed, names = [], [], {}
-        for entry in self._ask("POST", f"{self.session}/se/log", {"type": "performance"}):
+        for entry in self._post("se/log", type="performance"):
             event = json.loads(entry["message"])["message"]
             kind, values = event["method"], event["params"]
             if kind == "Network.requestWillBeSent":

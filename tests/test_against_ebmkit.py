@@ -1,24 +1,18 @@
 """The comparison with ebmkit at a tiny size: our side always, the other where that library is installed."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from cells import script
 
 from ebmlib.page import results
 from ebmlib.run import training
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "against_ebmkit.py"
-
 
 @pytest.fixture(scope="module")
 def against():
-    spec = importlib.util.spec_from_file_location("against_ebmkit", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # NamedTuple looks its module up
-    spec.loader.exec_module(module)
+    module = script("against_ebmkit")
     module.SAMPLES, module.STEPS_AT_TEST = 1000, 20
     return module
 

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -63,21 +63,14 @@ class Lab:
     def python(self, code: str) -> str:
         return self.browser.wait_for(ASK.replace("CODE", json.dumps(code))).strip()
 
-    def until(self, said: str, script: str, seconds: float = 60):
-        """The script's first value that is true."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            value = self.browser.run(script)
-            if value:
-                return value
-            time.sleep(0.2)
-        raise AssertionError(f"{said}: not within {seconds} s")
+    def value(self, code: str) -> float:
+        return float(self.python(f"print({code})"))
 
-    def equal(self, code: str, wanted: float, seconds: float = 20) -> None:
-        """Waits until Python's value is the wanted one."""
+    def until(self, said: str, true: str | Callable[[], bool], seconds: float = 60) -> None:
+        """Waits until the page's script or the test's function gives something true."""
         deadline = time.monotonic() + seconds
-        while abs(float(self.python(f"print({code})")) / wanted - 1) > 1e-6:
-            assert time.monotonic() < deadline, f"{code} is {self.python(f'print({code})')}, not {wanted}"
+        while not (self.browser.run(true) if isinstance(true, str) else true()):
+            assert time.monotonic() < deadline, f"{said}: not within {seconds} s"
             time.sleep(0.2)
 
 
@@ -89,9 +82,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         pytest.skip("JupyterLab is not installed in build/lab (make lab), so no live widget was moved")
     folder = tmp_path_factory.mktemp("lab")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(
-        new_notebook(cells=[new_code_cell(CODE), new_code_cell(LINKED)], metadata=kernel), folder / "live.ipynb"
-    )
+    notebook = new_notebook(cells=[new_code_cell(CODE), new_code_cell(LINKED)], metadata=kernel)
+    nbformat.write(notebook, folder / "live.ipynb")
     own = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     own |= {"PYTHONPATH": os.pathsep.join([str(LAB), str(ROOT)]), "JUPYTERLAB_DIR": str(LAB / "share/jupyter/lab")}
     options = ["--no-browser", "--port=0", "--ServerApp.token=", "--allow-root", "--expose-app-in-browser"]
@@ -122,47 +114,39 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         server.wait(30)
 
 
-SLIDER = "[...document.querySelectorAll('.ebm-playground input[type=range]')][0]"
+SLIDER = "document.querySelector('.ebm-playground input[type=range]')"
 SHOWN = f"return {SLIDER}.closest('.ebm-row').querySelector('output').textContent"
+SEED = "return document.querySelector('.ebm-playground input[type=number]').value"
 
 
 @pytest.mark.slow
 def test_the_page_and_python_move_each_others_values(lab: Lab):
-    before = float(lab.python("print(p.step)"))
+    before = lab.value("p.step")
     lab.browser.run(f"{SLIDER}.focus()")
     for _ in range(10):
         lab.browser.key("ArrowRight")
     time.sleep(1)
-    after = float(lab.python("print(p.step)"))
+    after = lab.value("p.step")
     shown = float(lab.browser.run(SHOWN))
     assert after > before
     assert shown == pytest.approx(after, rel=0.06)  # the page shows two digits
-    assert float(lab.python("print(p.noise)")) == pytest.approx((2 * after) ** 0.5)
+    assert lab.value("p.noise") == pytest.approx((2 * after) ** 0.5)
     lab.python("p.step = 3.2e-3; p.seed = 7")
-    lab.until(
-        "Python's step on the page",
-        f"return {SLIDER}.closest('.ebm-row').querySelector('output').textContent == '3.2e-3'",
-    )
-    lab.until(
-        "Python's seed on the page", "return document.querySelector('.ebm-playground input[type=number]').value == '7'"
-    )
+    lab.until("Python's step on the page", f"{SHOWN} == '3.2e-3'")
+    lab.until("Python's seed on the page", f"{SEED} == '7'")
 
 
 @pytest.mark.slow
 def test_the_page_tells_python_what_its_particles_do(lab: Lab):
-    first = int(lab.python("print(p.count)"))
+    first = lab.value("p.count")
     lab.until("a running chain", "return /Pause/.test(document.querySelector('.ebm-play').textContent)")
-    deadline = time.monotonic() + 30
-    while int(lab.python("print(p.count)")) <= first:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert 0 < float(lab.python("print(p.mean_energy)")) < 100
+    lab.until("its count in Python", lambda: lab.value("p.count") > first, 30)
+    assert 0 < lab.value("p.mean_energy") < 100
 
 
 @pytest.mark.slow
 def test_a_linked_slider_and_a_layout_box_work(lab: Lab):
     assert lab.browser.run("return document.querySelectorAll('.widget-vbox .ebm-playground').length") == 1
-    lab.python("log_step.value = 1e-4")
-    lab.equal("q.step", 1e-4)
-    lab.python("q.step = 1e-3")
-    lab.equal("log_step.value", 1e-3)
+    for one, other, value in (("log_step.value", "q.step", 1e-4), ("q.step", "log_step.value", 1e-3)):
+        lab.python(f"{one} = {value}")
+        lab.until(f"{other} = {value}", lambda: lab.value(other) == pytest.approx(value), 20)  # noqa: B023

@@ -1,6 +1,5 @@
 """The counting of kills: it must be able to say that a run did not end as it should."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cells import script
 
 from ebmlib.run import checkpoint
 
@@ -16,15 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "kills.py"
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("kills", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_a_fingerprint_sees_one_bit_and_not_the_seconds(tmp_path):
-    kills = script()
+    kills = script("kills")
     torch.set_num_threads(1)
     kills.train(tmp_path / "run", iterations=10)
     path = tmp_path / "run" / "step-00000010.safetensors"
@@ -48,7 +41,7 @@ def test_a_fingerprint_sees_one_bit_and_not_the_seconds(tmp_path):
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_folder(tmp_path):
-    kills = script()
+    kills = script("kills")
     kills.train(tmp_path / "whole", iterations=5)
     info = json.loads((tmp_path / "whole" / "run.json").read_text())
     for left in ([], [".lock"], [".lock", "run.json"], [".lock", "run.json", ".step-00000005.safetensors.1.tmp"]):
