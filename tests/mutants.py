@@ -820,8 +820,8 @@ MUTANTS = [
     Slip(
         "all processes draw the same",
         "run/parallel.py",
-        "if rank() > 0:\n        seeds",
-        "if rank() > size():\n        seeds",
+        "if rank() > 0:\n        own",
+        "if rank() > size():\n        own",
         PARALLEL,
     ),
     Slip(
@@ -918,7 +918,7 @@ MUTANTS = [
     Slip(
         "stages after one that ran again stay",
         "run/folder.py",
-        "shutil.rmtree(self._folder / old, ignore_errors=True)",
+        "shutil.rmtree(self._folder / later, ignore_errors=True)",
         "pass",
         ("test_training.py::test_a_stage_whose_folder_was_deleted_runs_again_and_so_do_those_after_it",),
     ),

@@ -53,24 +53,14 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "page.results": ({"files", "page.shown"}, set()),
     "page.exports": ({"core", "nets.mlp", "papers.recovery", "targets.densities"}, set()),
     "page.playground": ({"files", "page.exports", "targets.densities"}, {"anywidget", "traitlets"}),
-    "run.parallel": (set(), set()),
+    "run.parallel": ({"run.checkpoint"}, set()),
     "run.history": (set(), set()),
     "run.checkpoint": ({"files"}, {"safetensors"}),
     "run.folder": ({"files", "run.checkpoint", "run.parallel"}, {"filelock"}),
     "run.training": ({"run.checkpoint", "run.folder", "run.history", "run.parallel"}, {"tqdm"}),
     "run.job": (
-        {
-            "data",
-            "page.plots",
-            "page.results",
-            "page.shown",
-            "run.checkpoint",
-            "run.folder",
-            "run.training",
-            "settings.resolve",
-            "settings.value",
-            "targets.densities",
-        },
+        {"data", "page.plots", "page.results", "page.shown", "run.checkpoint", "run.folder", "run.training"}
+        | {"settings.resolve", "settings.value", "targets.densities"},
         set(),
     ),
     "run.launch": ({"run.parallel", "run.training"}, set()),
@@ -182,12 +172,9 @@ def test_the_library_is_small():
 def test_every_file_beside_the_modules_is_installed():
     """As setuptools takes them, which knows nothing of the checkout."""
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    taken = {
-        path
-        for room, kinds in patterns.items()
-        for kind in kinds
-        for path in (ROOT / room.replace(".", "/")).glob(kind)
-    }
+    taken = set()
+    for room, kinds in patterns.items():
+        taken |= {path for kind in kinds for path in (ROOT / room.replace(".", "/")).glob(kind)}
     files = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert PACKAGE / "page" / "book.mplstyle" in files
     assert files == taken
