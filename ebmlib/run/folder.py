@@ -1,5 +1,6 @@
 """Run folders that no second run can overwrite, with the stages of a run in folders of their own."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,14 +21,11 @@ from ebmlib.run import parallel
 from ebmlib.run.checkpoint import SUFFIX, key_hash, load, reason, save
 
 RESULT = f"result{SUFFIX}"
+Generators = Sequence[torch.Generator]
 
 
 def open_run(
-    notebook: str,
-    key: Mapping[str, Any],
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    generators: Sequence[torch.Generator] = (),
+    notebook: str, key: Mapping[str, Any], run_dir: Any = None, resume: bool = False, generators: Generators = ()
 ) -> "Run":
     """A run folder: `run_dir`, or ./runs/<notebook>/<hash of key>; the next free of -2, -3, ... if a run is there.
 
@@ -41,20 +39,13 @@ def open_run(
     return run
 
 
-class Run:
+class Run(contextlib.AbstractContextManager):
     """One run's folder: run.json, log.csv, checkpoints, stages, and a lock that dies with the process. See `open_run`.
 
     Where several processes train, each has a Run and calls its methods alike; the first process's does the work.
     """
 
-    def __init__(
-        self,
-        base: Path,
-        notebook: str,
-        key: dict[str, Any],
-        generators: Sequence[torch.Generator] = (),
-        parent: "Run | None" = None,
-    ):
+    def __init__(self, base: Path, notebook: str, key: dict, generators: Generators, parent: "Run | None" = None):
         self.key, self.generators, self.parent = key, generators, parent
         self.hash = key_hash(key) if parent is None else parent.hash  # `describe` adds to the key alone
         self._base, self._folder, self._lock = base, None, None
@@ -65,10 +56,10 @@ class Run:
     def once(self, name: str, compute: Callable[["Run"], Any]) -> Any:
         """The stored result of a stage, or what compute(stage) returns, stored in <run>/<name>/ when it is done.
 
-        `stage` is a Run for `fit(..., run=stage)`, which goes on there after an interruption. The result is nested
-        dicts, lists and tuples of tensors, arrays and plain values; it comes back with tensors on the CPU. A stage
-        whose folder was deleted runs again, and so do those after it. Torch's own generator and the run's are left as
-        the stage left them. ValueError if the name was used before in this run, or if what is stored is damaged.
+        `stage` is a Run for `fit(..., run=stage)`, which goes on there after an interruption. The result is what
+        `checkpoint.save` takes; it comes back with tensors on the CPU. A stage whose folder was deleted runs again, and
+        so do those after it. Torch's own generator and the run's are left as the stage left them. ValueError if the
+        name was used before in this run, or if what is stored is damaged.
         """
         place = re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")
         if place in ("", "tensorboard", *self._called):
@@ -212,9 +203,6 @@ class Run:
         elif self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    def __enter__(self) -> "Run":
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()

@@ -127,10 +127,7 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
 
 @contextlib.contextmanager
 def own_random_numbers(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Within: processes after the first draw from seeds derived from the generators' states and their rank.
-
-    Afterwards all have the states of the first process again.
-    """
+    """Within: processes after the first draw from seeds of their own; afterwards all have the first one's states."""
     if rank() > 0:
         own = [(rng.manual_seed, rng.get_state()) for rng in generators]
         for set_seed, state in [(torch.manual_seed, torch.get_rng_state()), *own]:

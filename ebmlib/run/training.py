@@ -21,6 +21,7 @@ from ebmlib.run.history import Board, History, Stats, Watch
 
 CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
 Step = Callable[[Any, float], tuple[Tensor, Stats]]
+Device = str | torch.device | None
 
 
 class Stopped(RuntimeError):
@@ -62,12 +63,7 @@ class Batches(Iterator):
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        batch_size: int,
-        rng: torch.Generator,
-        transform: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-        device: str | torch.device | None = None,
+        self, x: Tensor, batch_size: int, rng: torch.Generator, transform: Callable | None = None, device: Device = None
     ):
         if not 1 <= batch_size <= len(x):
             raise ValueError(f"batch_size is {batch_size}; it must lie in 1..{len(x)}, the number of rows")
@@ -97,18 +93,9 @@ class Batches(Iterator):
 
 
 class Draws(Iterator):
-    """Endless fresh batches sample(batch_size, rng), moved to `device`; no state beyond `rng`, which `fit` saves.
+    """Endless fresh batches sample(batch_size, rng) on `device`; several processes share batch_size."""
 
-    Several processes share batch_size.
-    """
-
-    def __init__(
-        self,
-        sample: Callable[[int, torch.Generator], Tensor],
-        batch_size: int,
-        rng: torch.Generator,
-        device: str | torch.device | None = None,
-    ):
+    def __init__(self, sample: Callable[..., Tensor], batch_size: int, rng: torch.Generator, device: Device = None):
         self.sample, self.batch_size, self.rng, self.device = sample, parallel.share(batch_size), rng, device
 
     def __next__(self) -> Tensor:
@@ -275,13 +262,10 @@ def _rates(optimizer: Any, warmup: int, cosine: bool, iterations: int) -> Iterat
 
 @contextlib.contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    """Within: torch's deterministic algorithms, if wanted, else cuDNN's fastest for the shapes that come again.
-
-    The variable counts if no cuBLAS call came before.
-    """
+    """Within: torch's deterministic algorithms, if wanted, else cuDNN's fastest for the shapes that come again."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # counts if no cuBLAS call came before
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not wanted
     try:
