@@ -162,13 +162,9 @@ def test_resume_is_not_vacuous(tmp_path):
         train(first, iterations=21)
     path = first.checkpoints()[-1]
     objects, meta = load(path)
-    for damage in (
-        lambda o: o["generators"].__setitem__(0, seeded(99).get_state()),
-        lambda o: o["batches"].update(position=0),
-    ):
-        changed = load(path)[0]
-        damage(changed)
-        save(path, changed, meta)
+    other_chain = {"generators": [seeded(99).get_state(), *objects["generators"][1:]]}
+    for damage in (other_chain, {"batches": objects["batches"] | {"position": 0}}):
+        save(path, objects | damage, meta)
         with open_run("n", KEY, tmp_path / "half", resume=True) as run:
             other, *_ = train(run, save_every=1000, iterations=59)  # writes step 59 only
         assert not same(whole[:5], other[:5])
@@ -226,19 +222,6 @@ def test_ctrl_c_saves_the_iteration_and_the_same_process_goes_on(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
     again = open_run("n", KEY, tmp_path / "run", resume=True)  # `run` is still there, as in a notebook
     assert same(whole, train(again)[0])
-
-
-def test_ctrl_c_at_a_bad_iteration_saves_nothing(tmp_path):
-    def interrupt(iteration, loss):
-        if iteration == 12:
-            os.kill(os.getpid(), signal.SIGINT)
-            return loss * float("nan")
-        return loss
-
-    run = open_run("n", KEY, tmp_path / "run")
-    with pytest.raises(Diverged, match="iteration 12: loss is nan"):
-        train(run, at=interrupt)
-    assert [path.name for path in run.checkpoints()] == ["step-00000007.safetensors"]
 
 
 def test_memory_that_does_not_suffice_says_what_to_lower(tmp_path):

@@ -230,20 +230,17 @@ class _Training(contextlib.AbstractContextManager):
                 self.board.write(self.history, self.good.parent)
 
     def _stopped(self, kind: type[Stopped], what: str, iteration: int) -> Stopped:
-        number = int(self.good.stem.rpartition("-")[2]) if self.good else 0
-        good = (
-            f"the last good checkpoint is {self.good} (iteration {number})"
-            if self.good
-            else "there is no checkpoint yet"
-        )
-        return kind(f"{what}; {good}", iteration, self.good, self.history)
+        there = "there is no checkpoint yet"
+        if self.good is not None:
+            there = f"the last good checkpoint is {self.good} (iteration {int(self.good.stem[5:])})"
+        return kind(f"{what}; {there}", iteration, self.good, self.history)
 
 
 @contextlib.contextmanager
 def _rates(optimizer: Any, warmup: int, cosine: bool, iterations: int) -> Iterator[Callable[[int], None]]:
     """Within: a function that sets the rates of iteration i = 1, 2, ..: times min(1, i / warmup) and a half cosine.
 
-    With neither, they are left to the optimizer, or to a scheduler that `step` calls and `state` holds.
+    With neither, rates are left alone: a scheduler that `step` calls and `state` holds may set them.
     """
     before = [group["lr"] for group in optimizer.param_groups] if warmup or cosine else []
 
@@ -306,10 +303,10 @@ def fit(
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`. OutOfMemory says what to lower.
     """
     training = _Training(net, ema, optimizer, batches, generators, state, run)
-    watch, shown = Watch(bound, log_every, training.history), {"mininterval": 0.5 if os.isatty(2) else 5.0}
+    watch, pause = Watch(bound, log_every, training.history), 0.5 if os.isatty(2) else 5.0
     with training, _rates(optimizer, warmup, cosine, iterations) as set_rates, _deterministic(deterministic):
         start, silent = training.resume(), not progress or parallel.rank() > 0
-        bar = tqdm(total=iterations, initial=start, disable=silent, desc=desc, leave=False, **shown)
+        bar = tqdm(total=iterations, initial=start, disable=silent, desc=desc, leave=False, mininterval=pause)
         with _interrupts() as asked, bar, parallel.own_random_numbers(training.generators):
             for i in range(start + 1, iterations + 1):
                 set_rates(i)
