@@ -53,9 +53,9 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "page.results": ({"files", "page.shown"}, set()),
     "page.exports": ({"core", "nets.mlp", "papers.recovery", "targets.densities"}, set()),
     "page.playground": ({"files", "page.exports", "targets.densities"}, {"anywidget", "traitlets"}),
-    "run.parallel": (set(), set()),
     "run.history": (set(), set()),
     "run.checkpoint": ({"files"}, {"safetensors"}),
+    "run.parallel": ({"run.checkpoint"}, set()),
     "run.folder": ({"files", "run.checkpoint", "run.parallel"}, {"filelock"}),
     "run.training": ({"run.checkpoint", "run.folder", "run.history", "run.parallel"}, {"tqdm"}),
     "run.job": (

@@ -60,12 +60,8 @@ def start(root, tmp_path):
     started, path = [], tmp_path / "small.ipynb"
     cells = [nbformat.v4.new_code_cell(source) for source in (PARAMETERS, TRAINING, "raise AssertionError('too far')")]
     cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        ),
-        path,
-    )
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), path)
 
     def launched(processes, folder, *options, launcher=TORCHRUN):
         before = [*launcher, str(processes)] * (processes > 1)

@@ -291,7 +291,7 @@ def test_a_damaged_or_missing_checkpoint_stops_before_anything_else(begin, tmp_p
             begin(DRLImages, preset="paper", checkpoint=str(tmp_path / name))
 
 
-def test_rows_know_their_run_and_a_run_that_saved_something_is_finished(begin, monkeypatch, capsys):
+def test_rows_know_their_run_and_a_run_that_saved_something_is_finished(begin, monkeypatch):
     committed = []
     monkeypatch.setattr(results, "show_committed", lambda *args: committed.append(args), raising=False)
     job = begin(DRLToy, seed=5)
@@ -299,7 +299,7 @@ def test_rows_know_their_run_and_a_run_that_saved_something_is_finished(begin, m
     assert (row.se, row.n, row.unit, row.dataset, row.preset, row.seed) == (0.01, 3, "nats", "checkerboard", "smoke", 5)
     assert row.device == results.hardware("cpu")
     job.show([row])
-    assert "KL" in capsys.readouterr().out
+    assert "KL" in begin.shown[-1]
     assert committed == [("drl_toy", "smoke")]
     assert not job.run.folder.exists(), "only judged: no folder"
     job.run.save(1, {}, {})

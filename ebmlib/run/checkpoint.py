@@ -22,9 +22,6 @@ FORMAT = "ebmlib-checkpoint-1"
 SUFFIX = ".safetensors"
 
 
-# The file ------------------------------------------------------------------------------------------------------------
-
-
 def save(path: str | Path, objects: Mapping[str, Any], meta: Mapping[str, Any] | None = None) -> Path:
     """Write nested dicts, lists and tuples of tensors, arrays and plain values as one file, whole or not at all.
 
@@ -70,55 +67,46 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """The JSON skeleton of `value`; every tensor goes into `tensors` under the name that the skeleton gives."""
-    if isinstance(value, Tensor):
-        return {"tensor": _put(value, tensors, name)}
-    if isinstance(value, np.ndarray):
-        return {"array": _put(torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape), tensors, name)}
     if isinstance(value, Mapping):
-        return {"dict": [[_plain(key), _pack(item, tensors, f"{name}/{key}")] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
+        return {"dict": [[key, _pack(item, tensors, f"{name}/{key}")] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_pack(item, tensors, f"{name}/{i}") for i, item in enumerate(value)]}
-    return _plain(value)
-
-
-def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a checkpoint holds tensors, arrays and nested plain values, not {type(value).__name__}")
-
-
-def _put(value: Tensor, tensors: dict[str, Tensor], name: str) -> str:
-    value = value.detach().to("cpu", copy=True).contiguous()  # safetensors refuses tensors that share memory
+    if not isinstance(value, Tensor | np.ndarray):
+        raise TypeError(f"a checkpoint holds tensors, arrays and nested plain values, not {type(value).__name__}")
     while name in tensors:
         name += "'"
-    tensors[name] = value
-    return name
+    kind, value = ("tensor", value) if isinstance(value, Tensor) else ("array", torch.from_numpy(np.array(value)))
+    tensors[name] = value.detach().to("cpu", copy=True).contiguous()  # safetensors refuses tensors that share memory
+    return {kind: name}
 
 
 def _unpack(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if not isinstance(node, dict):
-        return node
-    ((kind, value),) = node.items()
-    if kind == "tensor":
-        return tensors[value]
-    if kind == "array":
-        return tensors[value].numpy()
-    if kind == "dict":
-        return {key: _unpack(item, tensors) for key, item in value}
-    items = [_unpack(item, tensors) for item in value]
-    return items if kind == "list" else tuple(items)
+    match node:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"array": name}:
+            return tensors[name].numpy()
+        case {"dict": items}:
+            return {key: _unpack(item, tensors) for key, item in items}
+        case {"list": items}:
+            return [_unpack(item, tensors) for item in items]
+        case {"tuple": items}:
+            return tuple(_unpack(item, tensors) for item in items)
+    return node
 
 
 def digest(tensors: Mapping[str, Tensor], body: str = "") -> str:
-    """SHA-256, in hexadecimal, of a text and of named tensors on the CPU: their names, types, shapes and bytes."""
+    """SHA-256, in hexadecimal, of a text and of named tensors: their names, types, shapes and bytes."""
     total = hashlib.sha256(body.encode())
     for name in sorted(tensors):
         value = tensors[name]
         total.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
         if value.numel():
-            total.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
 
 
@@ -137,25 +125,18 @@ def key_hash(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# Weights of a net ----------------------------------------------------------------------------------------------------
-
-
 def save_weights(
     path: str | Path, module: nn.Module, meta: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
 ) -> Path:
-    """Write a net's weights alone: floating parameters as `dtype` (bfloat16 halves the file), buffers as they are."""
-    small = {name for name, value in module.named_parameters() if dtype is not None and value.is_floating_point()}
-    weights = {name: value.to(dtype) if name in small else value for name, value in module.state_dict().items()}
+    """Write a net's weights alone: parameters as `dtype` (bfloat16 halves the file), buffers as they are."""
+    weights = module.state_dict()
+    if dtype is not None:
+        weights |= {name: value.to(dtype) for name, value in module.named_parameters()}
     return save(path, {"weights": {"net": weights}}, meta)
 
 
 def load_module(
-    path: str | Path,
-    module: nn.Module,
-    *,
-    ema: bool = True,
-    expect: Mapping[str, Any] | None = None,
-    name: str | None = None,
+    path: str | Path, module: nn.Module, *, ema: bool = True, expect: Mapping[str, Any] = {}, name: str | None = None
 ) -> dict[str, Any]:
     """Copy a checkpoint's weights into `module` (their running mean where there is one and `ema`); returns the meta.
 
@@ -164,7 +145,7 @@ def load_module(
     """
     objects, meta = load(path)
     known = {**(meta["key"] if isinstance(meta.get("key"), dict) else {}), **meta}
-    for entry, wanted in (expect or {}).items():
+    for entry, wanted in expect.items():
         if known.get(entry) != json.loads(json.dumps(wanted)):
             raise ValueError(f"checkpoint {path} has {entry} = {known.get(entry)!r}, not {wanted!r}")
     nets = objects.get("weights") or {**objects.get("net", {}), **(objects.get("ema", {}) if ema else {})}
@@ -178,14 +159,13 @@ def load_module(
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy a state dict into `module`; ValueError that names the first difference, before anything is copied."""
-    own = module.state_dict()
-    for name, value in own.items():
-        if name not in weights:
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in own | given:
+        if name not in given:
             raise ValueError(f"{source} is of another net: it has no {name}")
-        if weights[name].shape != value.shape:
-            shapes = f"{tuple(weights[name].shape)}, not {tuple(value.shape)}"
-            raise ValueError(f"{source} is of another net: its {name} has shape {shapes}")
-    for name in weights:
         if name not in own:
             raise ValueError(f"{source} is of another net: this net has no {name}")
+        if given[name] != own[name]:
+            raise ValueError(f"{source} is of another net: its {name} has shape {given[name]}, not {own[name]}")
     module.load_state_dict(weights)

@@ -1,10 +1,12 @@
 """Run folders that no second run can overwrite, with the stages of a run in folders of their own."""
 
+import contextlib
 import itertools
 import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +21,11 @@ from ebmlib.run import parallel
 from ebmlib.run.checkpoint import SUFFIX, key_hash, load, reason, save
 
 RESULT = f"result{SUFFIX}"
+Generators = Sequence[torch.Generator]
 
 
 def open_run(
-    notebook: str,
-    key: Mapping[str, Any],
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    generators: Sequence[torch.Generator] = (),
+    notebook: str, key: Mapping[str, Any], run_dir: Any = None, resume: bool = False, generators: Generators = ()
 ) -> "Run":
     """A run folder: `run_dir`, or ./runs/<notebook>/<hash of key>; the next free of -2, -3, ... if a run is there.
 
@@ -35,45 +34,39 @@ def open_run(
     resume, RuntimeError if it is in use, OSError if it is not writable.
     """
     base = Path("runs") / notebook / key_hash(key) if run_dir is None else Path(run_dir)
-    run = Run(base.expanduser().absolute(), notebook, key, generators)
-    run.resumed = resume
+    run = Run(base.expanduser().absolute(), notebook, dict(key), generators)
     parallel.once(run._reopen if resume else lambda: _check_writable(run.folder))
     return run
 
 
-class Run:
+class Run(contextlib.AbstractContextManager):
     """One run's folder: run.json, log.csv, checkpoints, stages, and a lock that dies with the process. See `open_run`.
 
     Where several processes train, each has a Run and calls its methods alike; the first process's does the work.
     """
 
-    def __init__(self, base: Path, notebook: str, key: Mapping[str, Any], generators: Sequence[torch.Generator] = ()):
-        self.key, self.hash, self.generators = dict(key), key_hash(key), generators
-        self.resumed, self.parent = False, None
+    def __init__(self, base: Path, notebook: str, key: dict, generators: Generators, parent: "Run | None" = None):
+        self.key, self.generators, self.parent = key, generators, parent
+        self.hash = key_hash(key) if parent is None else parent.hash  # `describe` adds to the key alone
         self._base, self._folder, self._lock = base, None, None
-        self._made: list[Path] = []  # folders that this run made, outermost first
         self._called: list[str] = []  # folders of the stages so far
         about = {"notebook": notebook, "hash": self.hash, "key": self.key, "finished": False, "stages": []}
         self._info = about | {"opened": uuid.uuid4().hex}  # another process that goes on with the run writes its own
 
-    # Stages ----------------------------------------------------------------------------------------------------------
-
     def once(self, name: str, compute: Callable[["Run"], Any]) -> Any:
         """The stored result of a stage, or what compute(stage) returns, stored in <run>/<name>/ when it is done.
 
-        `stage` is a Run for `fit(..., run=stage)`, which goes on there after an interruption. The result is nested
-        dicts, lists and tuples of tensors, arrays and plain values; it comes back with tensors on the CPU. The order of
-        calls is the order of stages: one whose folder was deleted runs again, and so do those after it. Torch's own
-        generator and the run's are left as the stage left them. ValueError if the name was used before in this run, or
-        if what is stored is damaged.
+        `stage` is a Run for `fit(..., run=stage)`, which goes on there after an interruption. The result is what
+        `checkpoint.save` takes; it comes back with tensors on the CPU. A stage whose folder was deleted runs again, and
+        so do those after it. Torch's own generator and the run's are left as the stage left them. ValueError if the
+        name was used before in this run, or if what is stored is damaged.
         """
         place = re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")
         if place in ("", "tensorboard", *self._called):
             raise ValueError(f"a stage is named {name!r}; each needs a name of its own, of letters or digits")
-        stage = Run(self._base, "", {})
-        stage.parent, stage.key, stage.hash, stage.generators = self, self.key, self.hash, self.generators
+        stage = Run(self._base, self._info["notebook"], self.key, self.generators, self)
         done, stage._folder = parallel.once(lambda: self._begin(place))
-        stage._info |= {"hash": self.hash, "key": self.key, "stages": _read(stage._folder).get("stages", [])}
+        stage._info["stages"] = _read(stage._folder).get("stages", [])
         about = {"stage": name, "hash": self.hash}
         if not done:
             result = compute(stage)
@@ -87,17 +80,17 @@ class Run:
     def _begin(self, place: str) -> tuple[bool, Path]:
         """(whether the next stage is stored, its folder); if not, the folders of the stages after it are removed."""
         folder, count, stages = self.create() / place, len(self._called), self._info["stages"]
-        done = stages[count : count + 1] == [place] and (folder / RESULT).exists()
-        if not done:
-            later = stages[count + 1 :] if stages[count : count + 1] == [place] else stages[count:]
-            for old in later:
-                shutil.rmtree(self._folder / old, ignore_errors=True)
-            if place not in stages and folder.exists() and any(folder.iterdir()):
-                raise ValueError(f"{folder} is not a stage of this run: move it away, or name the stage anew")
-            self._write(stages=[*self._called, place])
-            folder.mkdir(exist_ok=True)
-            _sweep(folder)
-        return done, folder
+        known = stages[count : count + 1] == [place]
+        if known and (folder / RESULT).exists():
+            return True, folder
+        for later in stages[count + known :]:
+            shutil.rmtree(self._folder / later, ignore_errors=True)
+        if place not in stages and folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not a stage of this run: move it away, or name the stage anew")
+        self._write(stages=[*self._called, place])
+        folder.mkdir(exist_ok=True)
+        _sweep(folder)
+        return False, folder
 
     def describe(self, **entries: Any) -> None:
         """Add entries, such as net=shape, to the key in the headers of checkpoints and run.json, not to the hash."""
@@ -107,13 +100,14 @@ class Run:
         self.key.update(entries)
         self._write()
 
-    # The folder ------------------------------------------------------------------------------------------------------
-
     @property
     def folder(self) -> Path:
         """Where the run lives; before the first write, where it would live if no other run comes first."""
-        free = lambda: next(name for name in _names(self._base) if not _holds_work(name))
-        return parallel.once(lambda: self._folder or free())
+        return parallel.once(lambda: self._folder or next(place for place in self._places() if not _holds_work(place)))
+
+    def _places(self) -> Iterator[Path]:
+        yield self._base
+        yield from (self._base.with_name(f"{self._base.name}-{number}") for number in itertools.count(2))
 
     @parallel.by_the_first
     def create(self) -> Path:
@@ -121,8 +115,7 @@ class Run:
         if self.parent is not None:
             self.parent.create()
         elif self._folder is None:
-            while not self._claim(self.folder):
-                pass
+            self._folder = next(place for place in self._places() if self._claim(place))
             _sweep(self._folder)
             self._write(created=time.time())
         elif self._lock is None:  # let go of by `close`
@@ -133,35 +126,36 @@ class Run:
         return self._folder
 
     def _claim(self, folder: Path) -> bool:
-        made = [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]
+        """Make a folder and lock it, if no other run works in it."""
+        if _holds_work(folder):
+            return False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _acquire(folder)
+            self._lock = _acquire(folder)
         except OSError as error:
-            _remove_empty(made)
             raise OSError(f"cannot make the run folder {folder}: {reason(error)}") from error
-        if lock is None or _holds_work(folder):  # another run was faster
-            return False
-        self._folder, self._lock, self._made = folder, lock, made
-        return True
+        if _holds_work(folder):  # another run was faster
+            self.close()
+        return self._lock is not None
 
     def _reopen(self) -> None:
         """Lock the newest unfinished run with this key that holds work."""
-        found, pattern = [], re.compile(re.escape(self._base.name) + r"(?:-(\d+))?")
+        name, found = re.compile(re.escape(self._base.name) + r"(-\d+)?"), {}
         for folder in self._base.parent.iterdir() if self._base.parent.is_dir() else ():
-            match, info = pattern.fullmatch(folder.name), _read(folder)
-            if match and info.get("hash") == self.hash and not info.get("finished") and _holds_work(folder):
-                found.append((info.get("created", 0.0), int(match[1] or 1), folder, info))
+            info = _read(folder)
+            ours = name.fullmatch(folder.name) and info.get("hash") == self.hash and not info["finished"]
+            if ours and _holds_work(folder):
+                found[info["created"]] = folder, info
         if not found:
             raise FileNotFoundError(f"there is no unfinished run of these settings to resume at {self._base}")
-        *_, folder, info = max(found, key=lambda entry: entry[:2])
+        folder, info = found[max(found)]
         _check_writable(folder)
         self._lock = _acquire(folder)
         if self._lock is None:
-            raise RuntimeError(f"the run {folder} is in use by process {info.get('process')}")
+            raise RuntimeError(f"the run {folder} is in use by process {info['process']}")
         _sweep(folder)
         self._folder = folder
-        self._write(**{name: info[name] for name in ("created", "stages") if name in info})
+        self._write(created=info["created"], stages=info["stages"])
 
     @parallel.by_the_first
     def _write(self, **entries: Any) -> None:
@@ -190,11 +184,7 @@ class Run:
     def save(self, iteration: int, objects: Mapping[str, Any], meta: Mapping[str, Any], keep: int = 2) -> Path:
         """Write the checkpoint of one iteration, then remove all but the newest `keep`."""
         meta = {**meta, "iteration": iteration, "key": self.key}
-        try:
-            path = save(self.create() / f"step-{iteration:08d}{SUFFIX}", objects, meta)
-        except BaseException:
-            self.discard()  # only a run that holds no work goes
-            raise
+        path = save(self.create() / f"step-{iteration:08d}{SUFFIX}", objects, meta)
         for old in self.checkpoints()[: -max(keep, 1)]:
             old.unlink(missing_ok=True)
         return path
@@ -214,26 +204,8 @@ class Run:
             self._lock.release()
             self._lock = None
 
-    def discard(self) -> None:
-        """Remove the folder again if this run made it and it holds no checkpoint and no stage."""
-        new = self._folder is not None and self.parent is None and not self.resumed
-        if new and not _holds_work(self._folder):
-            for name in ("run.json", "log.csv", ".lock"):
-                (self._folder / name).unlink(missing_ok=True)
-            _remove_empty(self._made)
-            self._folder = None
+    def __exit__(self, *_: Any) -> None:
         self.close()
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        self.close() if kind is None else self.discard()
-
-
-def _names(base: Path) -> Iterator[Path]:
-    yield base
-    yield from (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -249,17 +221,16 @@ def _holds_work(folder: Path) -> bool:
 def _read(folder: Path) -> dict[str, Any]:
     """The folder's run.json; nothing if it is missing or damaged."""
     try:
-        info = json.loads((folder / "run.json").read_text())
+        return json.loads((folder / "run.json").read_text())
     except (OSError, ValueError):
         return {}
-    return info if isinstance(info, dict) else {}
 
 
 def _result(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage stored; ValueError, one sentence, if it is damaged or of another run or stage."""
     try:
         objects, meta = load(folder / RESULT)
-        if {name: meta.get(name) for name in about} != about:
+        if not about.items() <= meta.items():
             raise ValueError(f"{folder / RESULT} is of another run or stage")
     except (OSError, ValueError) as error:
         raise ValueError(f"{error}; to compute it and the stages after it again, delete {folder}") from None
@@ -268,12 +239,11 @@ def _result(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def _acquire(folder: Path) -> FileLock | None:
     """The folder's lock, or None if another run holds it, in this process or another."""
-    lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
     try:
-        lock.acquire()
+        lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
+        return lock.acquire().lock
     except Timeout:
         return None
-    return lock
 
 
 def _sweep(folder: Path) -> None:
@@ -282,18 +252,10 @@ def _sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in reversed(folders):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
 def _check_writable(folder: Path) -> None:
     """Try for real, in the nearest folder that is there, and leave nothing behind."""
     try:
-        parent = next(place for place in (folder, *folder.parents) if place.exists())
-        probe = parent / f".writable-{os.getpid()}"
-        probe.mkdir()
-        probe.rmdir()
+        with tempfile.TemporaryDirectory(dir=next(place for place in (folder, *folder.parents) if place.exists())):
+            pass
     except OSError as error:
         raise OSError(f"cannot write to the run folder {folder}: {reason(error)}") from None

@@ -1,9 +1,9 @@
 """What a training run sees: its history, a guard that watches for divergence, and TensorBoard scalars."""
 
 import contextlib
-import importlib.util
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,18 @@ class History:
         self.totals = dict(state.get("totals", {}))
 
     def csv(self) -> str:
-        """One line an iteration; a stat of L entries has the columns name_0 .. name_{L-1}."""
-        columns = {}
-        for name in self.names():
-            values = self[name]
-            columns.update({name: values} if values.ndim == 1 else {f"{name}_{i}": v for i, v in enumerate(values.T)})
-        lines = [",".join(columns)] + [",".join(f"{v:.9g}" for v in row) for row in zip(*columns.values(), strict=True)]
-        return "\n".join(lines) + "\n"
+        """One line per iteration; a stat of L entries has the columns name_0 .. name_{L-1}."""
+        rows = [_flat(row) for row in self.rows]
+        names = dict.fromkeys(name for row in rows for name in row)
+        lines = [",".join(f"{row.get(name, math.nan):.9g}" for name in names) for row in rows]
+        return "\n".join([",".join(names), *lines]) + "\n"
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {}
+    for name, value in row.items():
+        numbers |= {name: value} if np.ndim(value) == 0 else {f"{name}_{i}": v for i, v in enumerate(value)}
+    return numbers
 
 
 class Watch:
@@ -115,42 +120,26 @@ class Watch:
 class Board:
     """What is logged, as TensorBoard scalars in the run's folder, if tensorboard is installed; else nothing."""
 
-    def __init__(self, start: int):
-        self.written, self.writer = start, None
-        self.there = importlib.util.find_spec("tensorboard") is not None
+    def __init__(self, written: int):
+        self.written, self.writer = written, None
 
     def write(self, history: History, folder: Path) -> None:
-        """The rows since the last call, into the run's folder; after their checkpoint, so that none comes twice."""
-        if not self.there:
-            return
-        with self._room():
-            if self.writer is None:
-                from torch.utils.tensorboard import SummaryWriter
+        """The rows since the last call; after their checkpoint, so that none comes twice. A full disk is a warning."""
+        with contextlib.suppress(ModuleNotFoundError):
+            from torch.utils.tensorboard import SummaryWriter
 
-                self.writer = SummaryWriter(folder / "tensorboard")
-            for row in history.rows:
-                if row["step"] > self.written:
-                    self._add(row)
-                    self.written = row["step"]
-            self.writer.flush()
-
-    def _add(self, row: Mapping[str, Any]) -> None:
-        for name, value in row.items():
-            entries = {name: value} if np.ndim(value) == 0 else {f"{name}_{i}": v for i, v in enumerate(value)}
-            for tag, number in entries.items():
-                if tag != "step":
-                    self.writer.add_scalar(tag, number, row["step"])
+            try:
+                self.writer = self.writer or SummaryWriter(folder / "tensorboard")
+                for row in history.rows:
+                    if row["step"] > self.written:
+                        self.written = step = row["step"]
+                        for tag, number in _flat({**row, "step": []}).items():
+                            self.writer.add_scalar(tag, number, step)
+                self.writer.flush()
+            except OSError as error:
+                warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=3)
 
     def close(self) -> None:
-        if self.writer is not None:
-            with self._room():  # for what it still holds
+        with contextlib.suppress(OSError):
+            if self.writer is not None:
                 self.writer.close()
-
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """Within: a full disk ends the scalars; a checkpoint is there, so the run itself can go on."""
-        try:
-            yield
-        except OSError as error:
-            warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=4)
-            self.there, self.writer = False, None

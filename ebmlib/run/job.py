@@ -42,8 +42,7 @@ class Job:
     def open_run(self, dataset: str, **more: Any) -> None:
         """Open the run folder `run` for these data. `more` tells runs apart that agree in settings, data and seed.
 
-        `start` calls it unless the settings have `opens_run = False`: then the notebook calls it, once it knows what
-        its data are.
+        `start` calls it, or, where the settings have `opens_run = False`, the notebook.
         """
         self.dataset = dataset
         key = {"settings": asdict(self.cfg), "dataset": dataset, "seed": self.seed, **more}

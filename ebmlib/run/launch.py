@@ -82,9 +82,9 @@ def prepared(argv: Sequence[str]) -> tuple[list[str], Mapping[str, Any]]:
 
 
 def trained(cells: Sequence[str], name: str) -> Any:
-    """Execute cells in one namespace until the first training with a run folder is over; returns that run, unfinished.
+    """Execute cells until the first training with a run folder is over; returns that run. SystemExit if none trains so.
 
-    Only the first process prints. SystemExit if no cell trains so.
+    Only the first process prints.
     """
     fit, namespace = training.fit, {"__name__": "__main__"}
 

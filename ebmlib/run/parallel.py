@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ebmlib.run.checkpoint import digest
+
 _alone = False  # within `once`, where the first process must not wait for the others
 
 
@@ -48,13 +50,13 @@ def once(call: Callable[[], Any]) -> Any:
     global _alone
     if size() == 1 or _alone:
         return call()
-    found: list[Any] = [None, None]
+    found: list[Any] = [None, None]  # what it returns, and its error
     if rank() == 0:
         _alone = True
         try:
             found[0] = call()
-        except Exception as caught:
-            found[1] = caught
+        except Exception as error:
+            found[1] = error
         finally:
             _alone = False
     dist.broadcast_object_list(found, src=0)
@@ -89,10 +91,7 @@ def agree(what: str, tensors: Iterable[Tensor]) -> None:
     """RuntimeError if the tensors differ in a bit between processes."""
     if size() == 1:
         return
-    digest = hashlib.sha256()
-    for value in tensors:
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    found = gathered(digest.digest())
+    found = gathered(digest({str(i): value for i, value in enumerate(tensors)}))
     differ = [str(number) for number, other in enumerate(found) if other != found[0]]
     if differ:
         raise RuntimeError(f"the processes must agree in {what}; unlike the first are: {', '.join(differ)}")
@@ -108,9 +107,6 @@ def mean_gradients(optimizer: torch.optim.Optimizer) -> None:
     dist.all_reduce(flat)
     for grad, piece in zip(grads, (flat / size()).split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(piece.view(grad.shape))
-
-
-# Random numbers ------------------------------------------------------------------------------------------------------
 
 
 def random_state(generators: Sequence[torch.Generator]) -> dict[str, Any]:
@@ -131,20 +127,12 @@ def set_random_state(state: Mapping[str, Any], generators: Sequence[torch.Genera
 
 @contextlib.contextmanager
 def own_random_numbers(generators: Sequence[torch.Generator]) -> Iterator[None]:
-    """Within: processes after the first draw from seeds derived from the generators' states and their rank.
-
-    Afterwards all have the states of the first process again.
-    """
+    """Within: processes after the first draw from seeds of their own; afterwards all have the first one's states."""
     if rank() > 0:
-        seeds = [_seed(rng.get_state()) for rng in generators]
-        torch.manual_seed(_seed(torch.get_rng_state()))
-        for rng, seed in zip(generators, seeds, strict=True):
-            rng.manual_seed(seed)
+        own = [(rng.manual_seed, rng.get_state()) for rng in generators]
+        for set_seed, state in [(torch.manual_seed, torch.get_rng_state()), *own]:
+            seed = hashlib.sha256(state.numpy().tobytes() + f" rank {rank()}".encode()).digest()
+            set_seed(int.from_bytes(seed[:8], "little") >> 1)
     yield
     if size() > 1:
         set_random_state(once(lambda: random_state(generators)), generators)
-
-
-def _seed(state: Tensor) -> int:
-    digest = hashlib.sha256(state.numpy().tobytes() + f" rank {rank()}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1

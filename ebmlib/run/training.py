@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from ebmlib.run.history import Board, History, Stats, Watch
 
 CHECK_EVERY = 10  # iterations between two looks at the loss; each look waits for the device
 Step = Callable[[Any, float], tuple[Tensor, Stats]]
+Device = str | torch.device | None
 
 
 class Stopped(RuntimeError):
@@ -40,12 +40,9 @@ class OutOfMemory(Stopped):
     """The device's memory did not suffice."""
 
 
-# Devices, generators, data -------------------------------------------------------------------------------------------
-
-
 def pick_device(name: str | None = None) -> torch.device:
     """The named device; None is cuda if there is one, else cpu. ValueError that lists what there is otherwise."""
-    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     there = ["cpu", *(["cuda"] if cuda else []), *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
     name = name if name is not None else ("cuda" if cuda else "cpu")
     if name not in there:
@@ -61,18 +58,12 @@ def seeded(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
 class Batches(Iterator):
     """Endless batches of `x` (N, *S) in shuffled epochs; the last N mod batch_size of an epoch are left out.
 
-    `transform(batch, rng)` runs after the batch is on `device`. The order is drawn from `rng`; state_dict holds the
-    order and the position, and `fit` saves `rng` itself. Several processes share batch_size. ValueError if there are
-    fewer than batch_size rows.
+    `transform(batch, rng)` runs after the batch is on `device`. The order is drawn from `rng`, which `fit` saves, too.
+    Several processes share batch_size. ValueError if there are fewer than batch_size rows.
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        batch_size: int,
-        rng: torch.Generator,
-        transform: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-        device: str | torch.device | None = None,
+        self, x: Tensor, batch_size: int, rng: torch.Generator, transform: Callable | None = None, device: Device = None
     ):
         if not 1 <= batch_size <= len(x):
             raise ValueError(f"batch_size is {batch_size}; it must lie in 1..{len(x)}, the number of rows")
@@ -102,18 +93,9 @@ class Batches(Iterator):
 
 
 class Draws(Iterator):
-    """Endless fresh batches sample(batch_size, rng), moved to `device`; no state beyond `rng`, which `fit` saves.
+    """Endless fresh batches sample(batch_size, rng) on `device`; several processes share batch_size."""
 
-    Several processes share batch_size.
-    """
-
-    def __init__(
-        self,
-        sample: Callable[[int, torch.Generator], Tensor],
-        batch_size: int,
-        rng: torch.Generator,
-        device: str | torch.device | None = None,
-    ):
+    def __init__(self, sample: Callable[..., Tensor], batch_size: int, rng: torch.Generator, device: Device = None):
         self.sample, self.batch_size, self.rng, self.device = sample, parallel.share(batch_size), rng, device
 
     def __next__(self) -> Tensor:
@@ -135,22 +117,24 @@ def ema(net: nn.Module, decay: float) -> AveragedModel:
     return mean
 
 
-# The loop ------------------------------------------------------------------------------------------------------------
-
-
-class _Parts:
+class _Training(contextlib.AbstractContextManager):
     """Everything that changes while training, and so everything that a checkpoint holds."""
 
-    def __init__(self, net: Any, mean: Any, optimizer: Any, batches: Any, generators: Any, state: Any):
+    def __init__(self, net: Any, mean: Any, optimizer: Any, batches: Any, generators: Any, state: Any, run: Run | None):
         self.nets = dict(net) if isinstance(net, Mapping) else {"net": net}
         self.emas = {} if mean is None else dict(mean) if isinstance(mean, Mapping) else {"net": mean}
         if unknown := self.emas.keys() - self.nets.keys():
             raise ValueError(f"ema names {', '.join(unknown)}; the nets are: {', '.join(self.nets)}")
-        self.optimizer, self.batches, self.state = optimizer, batches, list(state)
-        self.rows: int | None = None  # of the last batch
+        self.optimizer, self.state, self.run, self.history = optimizer, list(state), run, History()
+        self.batches = batches if hasattr(batches, "__next__") else iter(batches)
         rng = getattr(batches, "rng", None)
         self.generators = [*generators, *([] if rng is None or any(rng is other for other in generators) else [rng])]
-        self.history = History()
+        self.board, self.good = Board(0), None  # the last good checkpoint
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        self.board.close()
+        if kind is not None and self.run is not None:
+            self.run.close()  # the same process may resume it
 
     def objects(self) -> dict[str, Any]:
         return {
@@ -164,8 +148,18 @@ class _Parts:
             "history": self.history.state_dict(),
         }
 
-    def restore(self, path: Any) -> int:
-        """Load a checkpoint into every part; returns its iteration."""
+    def resume(self) -> int:
+        """Go on from the run's newest checkpoint, if there is one; returns the iterations that are behind."""
+        start = 0
+        if self.run is not None and (there := self.run.checkpoints()):
+            self.good = there[-1]
+            start = self._restore(self.good)
+            self.run.write_text("log.csv", self.history.csv())  # a kill may have come between it and the checkpoint
+        parallel.agree("the weights that training starts from", [value for _, value in self._weights()])
+        self.board.written, self.began = start, time.perf_counter() - self.history.seconds
+        return start
+
+    def _restore(self, path: Any) -> int:
         objects, meta = parallel.once(lambda: load(path))
         own = {"net": self.nets, "ema": self.emas, "generators": self.generators, "state": self.state}
         for kind, parts in own.items():
@@ -190,59 +184,85 @@ class _Parts:
         parallel.set_random_state(objects, self.generators)
         return meta["iteration"]
 
-    def weights(self) -> list[tuple[str, Tensor]]:
+    def _weights(self) -> list[tuple[str, Tensor]]:
         """The nets' parameters and their means, with names."""
         modules = (*self.nets.values(), *(mean.module for mean in self.emas.values()))
         return [pair for module in modules for pair in module.named_parameters()]
 
-    def advance(self, step: Step, done: float, clip_norm: float | None) -> tuple[Tensor, Stats]:
-        """One iteration."""
-        batch = next(self.batches)
-        self.rows = len(batch) if isinstance(batch, Tensor) else None
-        loss, stats = step(batch, done)
-        self.optimizer.zero_grad(set_to_none=True)  # after the step: gradients that a chain left behind do not count
-        loss.backward()
-        parallel.mean_gradients(self.optimizer)
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], clip_norm)
-        self.optimizer.step()
-        for name, mean in self.emas.items():
-            mean.update_parameters(self.nets[name])
-        return loss, stats
+    def advance(self, step: Step, iteration: int, done: float, clip_norm: float | None) -> tuple[Tensor, Stats]:
+        """One iteration; OutOfMemory says what to lower."""
+        batch = None
+        try:
+            batch = next(self.batches)
+            loss, stats = step(batch, done)
+            self.optimizer.zero_grad(set_to_none=True)  # after the step: what a chain left behind does not count
+            loss.backward()
+            parallel.mean_gradients(self.optimizer)
+            if clip_norm is not None:
+                weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+                nn.utils.clip_grad_norm_(weights, clip_norm)
+            self.optimizer.step()
+            for name, mean in self.emas.items():
+                mean.update_parameters(self.nets[name])
+            return loss, stats
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            rows = f" (now {len(batch)})" if isinstance(batch, Tensor) else ""
+            advice = f"lower the batch size{rows} first, then the width of the net"
+            raise self._stopped(OutOfMemory, f"out of memory at iteration {iteration}: {advice}", iteration) from error
+
+    def look(self, iteration: int, watch: Watch, due: bool, keep: int) -> None:
+        """Check what was seen, before each checkpoint and every CHECK_EVERY iterations, and write the checkpoint."""
+        if due or iteration % CHECK_EVERY == 0:
+            bad = next((found for found in parallel.gathered(watch.check()) if found), None)  # all stop, or none
+            if due and bad is None:
+                parallel.agree(f"the weights at iteration {iteration}", [value for _, value in self._weights()])
+                broken = (name for name, value in self._weights() if not torch.isfinite(value).all())
+                bad = next(((iteration, f"the weight {name} is not finite") for name in broken), None)
+            if bad is not None:
+                raise self._stopped(Diverged, f"training diverged at iteration {bad[0]}: {bad[1]}", bad[0])
+        self.history.seconds = time.perf_counter() - self.began
+        if due and self.run is not None:
+            self.good = self.run.save(iteration, self.objects(), {"seconds": self.history.seconds}, keep)
+            self.run.write_text("log.csv", self.history.csv())
+            if parallel.rank() == 0:
+                self.board.write(self.history, self.good.parent)
+
+    def _stopped(self, kind: type[Stopped], what: str, iteration: int) -> Stopped:
+        there = "there is no checkpoint yet"
+        if self.good is not None:
+            there = f"the last good checkpoint is {self.good} (iteration {int(self.good.stem[5:])})"
+        return kind(f"{what}; {there}", iteration, self.good, self.history)
 
 
 @contextlib.contextmanager
-def _rates(optimizer: Any, warmup: int, cosine: bool, iterations: int) -> Iterator[LambdaLR | None]:
-    """Learning rates times min(1, i / warmup) at iteration i = 1, 2, .., and times a half cosine from 1 to 0 if asked.
+def _rates(optimizer: Any, warmup: int, cosine: bool, iterations: int) -> Iterator[Callable[[int], None]]:
+    """Within: a function that sets the rates of iteration i = 1, 2, ..: times min(1, i / warmup) and a half cosine.
 
-    With neither, they are left to the optimizer, or to a scheduler that `step` calls and `state` holds.
+    With neither, rates are left alone: a scheduler that `step` calls and `state` holds may set them.
     """
+    before = [group["lr"] for group in optimizer.param_groups] if warmup or cosine else []
 
-    def factor(behind: int) -> float:
-        rise = min(1.0, (behind + 1) / warmup) if warmup else 1.0
-        return rise * 0.5 * (1 + math.cos(math.pi * behind / iterations)) if cosine else rise
+    def set_rates(i: int) -> None:
+        factor = min(1.0, i / warmup) if warmup else 1.0
+        factor *= 0.5 * (1 + math.cos(math.pi * (i - 1) / iterations)) if cosine else 1.0
+        for group, rate in zip(optimizer.param_groups, before):
+            group["lr"] = rate * factor
 
-    if not warmup and not cosine:
-        yield None
-        return
-    scheduler = LambdaLR(optimizer, factor)
     try:
-        yield scheduler
+        yield set_rates
     finally:
-        for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+        for group, rate in zip(optimizer.param_groups, before):
             group["lr"] = rate
-            del group["initial_lr"]  # another training may begin from another rate
 
 
 @contextlib.contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    """Within: torch's deterministic algorithms, if wanted, else cuDNN's fastest for the shapes that come again.
-
-    The variable counts if no cuBLAS call came before.
-    """
+    """Within: torch's deterministic algorithms, if wanted, else cuDNN's fastest for the shapes that come again."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # counts if no cuBLAS call came before
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not wanted
     try:
@@ -256,10 +276,10 @@ def _deterministic(wanted: bool) -> Iterator[None]:
 def _interrupts() -> Iterator[list[bool]]:
     """Within: the first Ctrl-C waits for the end of the iteration, so that nothing is lost; a second one does not."""
     asked: list[bool] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is None:
+    if threading.current_thread() is not threading.main_thread():
         yield asked
         return
+    before = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, lambda *_: (asked.append(True), signal.signal(signal.SIGINT, before)))
     try:
         yield asked
@@ -267,129 +287,37 @@ def _interrupts() -> Iterator[list[bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-class _Keeper(contextlib.AbstractContextManager):
-    """Looks at what was seen, every CHECK_EVERY iterations and before each checkpoint, and writes the checkpoints."""
-
-    def __init__(self, run: Run | None, parts: _Parts, watch: Watch, save_every: int, keep: int):
-        self.run, self.parts, self.watch, self.save_every, self.keep = run, parts, watch, save_every, keep
-        there = run.checkpoints() if run is not None else []
-        self.good = there[-1] if there else None
-        try:
-            self.start = parts.restore(self.good) if self.good else 0
-            if self.good:  # a kill may have come between the checkpoint and its log
-                run.write_text("log.csv", parts.history.csv())
-            parallel.agree("the weights that training starts from", [value for _, value in parts.weights()])
-        except BaseException:
-            if run is not None:
-                run.close()  # the same process may try again
-            raise
-        self.began = time.perf_counter() - parts.history.seconds
-        self.board = Board(self.start)
-
-    def look(self, iteration: int, loss: Tensor, stats: Stats, last: bool) -> None:
-        history = self.parts.history
-        self.watch.add(iteration, loss, stats)
-        due = last or (self.run is not None and iteration % self.save_every == 0)
-        if due or iteration % CHECK_EVERY == 0:
-            self._stop_if_bad(iteration, weights=due)
-        history.seconds = time.perf_counter() - self.began
-        if due and self.run is not None:
-            self.good = self.run.save(iteration, self.parts.objects(), {"seconds": history.seconds}, self.keep)
-            self.run.write_text("log.csv", history.csv())
-            if parallel.rank() == 0:
-                self.board.write(history, self.good.parent)
-
-    @contextlib.contextmanager
-    def memory(self, iteration: int) -> Iterator[None]:
-        """Within: memory that does not suffice becomes one sentence that says what to lower."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-                raise
-            rows = f" (now {self.parts.rows})" if self.parts.rows else ""
-            what = (
-                f"out of memory at iteration {iteration}: lower the batch size{rows} first, then the width of the net"
-            )
-            raise OutOfMemory(f"{what}; {self._last_good()}", iteration, self.good, self.parts.history) from error
-
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        try:
-            self.board.close()
-        finally:
-            if kind is not None and self.run is not None:
-                self.run.close()  # the same process may resume it
-
-    def _stop_if_bad(self, iteration: int, weights: bool) -> None:
-        bad = next((found for found in parallel.gathered(self.watch.check()) if found), None)  # all stop, or none
-        if weights and bad is None:
-            parallel.agree(f"the weights at iteration {iteration}", [value for _, value in self.parts.weights()])
-            broken = (name for name, value in self.parts.weights() if not torch.isfinite(value).all())
-            bad = next(((iteration, f"the weight {name} is not finite") for name in broken), None)
-        if bad is not None:
-            message = f"training diverged at iteration {bad[0]}: {bad[1]}; {self._last_good()}"
-            raise Diverged(message, bad[0], self.good, self.parts.history)
-
-    def _last_good(self) -> str:
-        if self.good is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is {self.good} (iteration {int(self.good.stem.rpartition('-')[2])})"
-
-
 def fit(
-    step: Step,
-    batches: Iterable[Any],
-    *,
-    net: nn.Module | Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    iterations: int,
-    ema: AveragedModel | Mapping[str, AveragedModel] | None = None,
-    run: Run | None = None,
-    generators: Sequence[torch.Generator] = (),
-    state: Sequence[Any] = (),
-    warmup: int = 0,
-    cosine: bool = False,
-    clip_norm: float | None = None,
-    save_every: int = 1000,
-    keep: int = 2,
-    bound: float | Mapping[str, float] = 1e6,
-    log_every: int = 10,
-    desc: str = "",
-    progress: bool = True,
-    deterministic: bool = False,
-    clock: bool = False,
-) -> History:
+    step: Step, batches: Iterable[Any], *, net: nn.Module | Mapping[str, nn.Module], optimizer: torch.optim.Optimizer,
+    iterations: int, ema: AveragedModel | Mapping[str, AveragedModel] | None = None, run: Run | None = None,
+    generators: Sequence[torch.Generator] = (), state: Sequence[Any] = (), warmup: int = 0, cosine: bool = False,
+    clip_norm: float | None = None, save_every: int = 1000, keep: int = 2, bound: float | Mapping[str, float] = 1e6,
+    log_every: int = 10, desc: str = "", progress: bool = True, deterministic: bool = False, clock: bool = False,
+) -> History:  # fmt: skip
     """Minimize the loss of step(batch, done) -> (loss, stats), up to `iterations` in all; done in [0, 1) is behind.
 
-    A stat is a 0- or 1-d tensor, or a plain number that is summed over all iterations (`History.total`); `clock` adds
-    their CPU seconds as "cpu_seconds". With a `run`, checkpoints are written every `save_every` iterations, at the end
-    and on Ctrl-C, and one that is there is continued, bit-identically on the CPU at the same thread count. In it are
-    `generators`, batches.rng, torch's own generator and `state` (state_dict, load_state_dict). `warmup` is linear;
-    `cosine` decays to 0. Several processes (`run.launch`) call it alike; the first one's history, generators and state
-    are kept, and after a resume the others' generators are seeded from these and their rank.
-    Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`; a checkpoint is always good.
-    OutOfMemory says what to lower. The run's folder has log.csv, and TensorBoard scalars if tensorboard is installed.
+    A stat is a 0- or 1-d tensor, or a plain number that is summed (`History.total`); `clock` adds "cpu_seconds". With a
+    `run`, a checkpoint is written every `save_every` iterations, at the end and on Ctrl-C, and one that is there is
+    continued, bit-identically on the CPU: it holds `generators`, batches.rng, torch's generator and `state`, too.
+    `warmup` is linear, `cosine` decays to 0. Several processes (`run.launch`) call it alike; the first one's are kept.
+    Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`. OutOfMemory says what to lower.
     """
-    parts = _Parts(net, ema, optimizer, batches if hasattr(batches, "__next__") else iter(batches), generators, state)
-    shown = {"desc": desc, "leave": False, "mininterval": 0.5 if os.isatty(2) else 5.0}
-    with _rates(optimizer, warmup, cosine, iterations) as rates, _deterministic(deterministic), _interrupts() as asked:
-        keeper = _Keeper(run, parts, Watch(bound, log_every, parts.history), save_every, keep)
-        if rates:
-            rates.last_epoch = keeper.start
-        bar = tqdm(total=iterations, initial=keeper.start, disable=not progress or parallel.rank() > 0, **shown)
-        with keeper, bar, parallel.own_random_numbers(parts.generators):
-            for iteration in range(keeper.start + 1, iterations + 1):
+    training = _Training(net, ema, optimizer, batches, generators, state, run)
+    watch, pause = Watch(bound, log_every, training.history), 0.5 if os.isatty(2) else 5.0
+    with training, _rates(optimizer, warmup, cosine, iterations) as set_rates, _deterministic(deterministic):
+        start, silent = training.resume(), not progress or parallel.rank() > 0
+        bar = tqdm(total=iterations, initial=start, disable=silent, desc=desc, leave=False, mininterval=pause)
+        with _interrupts() as asked, bar, parallel.own_random_numbers(training.generators):
+            for i in range(start + 1, iterations + 1):
+                set_rates(i)
                 began = time.process_time()
-                with keeper.memory(iteration):
-                    loss, stats = parts.advance(step, (iteration - 1) / iterations, clip_norm)
-                if rates:
-                    rates.step()
-                if clock:
-                    stats = {**stats, "cpu_seconds": time.process_time() - began}
+                loss, stats = training.advance(step, i, (i - 1) / iterations, clip_norm)
+                watch.add(i, loss, {**stats, "cpu_seconds": time.process_time() - began} if clock else stats)
                 stop = any(parallel.gathered(bool(asked)))
-                keeper.look(iteration, loss, stats, last=stop or iteration == iterations)
-                bar.set_postfix_str(keeper.watch.text, refresh=False)
+                due = stop or i == iterations or (run is not None and i % save_every == 0)
+                training.look(i, watch, due, keep)
+                bar.set_postfix_str(watch.text, refresh=False)
                 bar.update()
                 if stop:
                     raise KeyboardInterrupt
-    return parts.history
+    return training.history

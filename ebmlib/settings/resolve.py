@@ -1,5 +1,6 @@
 """Settings of a notebook from its parameters: checked, and resolved against the preset. `run.job.start` calls this."""
 
+import contextlib
 import difflib
 import importlib
 import math
@@ -35,11 +36,9 @@ def parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
 def common(cls: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
     """The seven common parameters, checked; ValueError in one sentence for an unknown name or a wrong value."""
     known = [*COMMON, *(f.name for f in fields(cls))]
-    for name in given:
-        if name not in known:
-            raise ValueError(
-                f"unknown parameter {name}{_nearest(name, known)}: {cls.notebook} takes {', '.join(known)}"
-            )
+    for name in (name for name in given if name not in known):
+        meant = _nearest(name, known)
+        raise ValueError(f"unknown parameter {name}{meant}: {cls.notebook} takes {', '.join(known)}")
     preset = given.get("preset", "quick")
     if not isinstance(preset, str) or preset not in cls.presets:
         raise ValueError(f"preset = {preset!r}{_nearest(preset, cls.presets)}: allowed are {', '.join(cls.presets)}")
@@ -74,16 +73,11 @@ def table(config: Settings, published: Mapping[str, Any]) -> list[tuple[str, str
     """(setting, paper's text, released code, this run, where) for every setting; the text's value is that of
     `published` where it has one: what the paper sets for the data set of this run.
     """
-    return [
-        (
-            f.name,
-            _word(published.get(f.name, f.metadata["text"])),
-            _word(f.metadata["code"]),
-            _word(getattr(config, f.name), "off"),
-            f.metadata["source"],
-        )
-        for f in fields(config)
-    ]
+    rows = []
+    for f in fields(config):
+        text, code = _word(published.get(f.name, f.metadata["text"])), _word(f.metadata["code"])
+        rows.append((f.name, text, code, _word(getattr(config, f.name), "off"), f.metadata["source"]))
+    return rows
 
 
 def _word(thing: Any, nothing: str = "not given") -> str:
@@ -116,7 +110,10 @@ def _typed(name: str, given: Any, kind: Any, low: Any = None, above: Any = None,
     if optional and given == "off":
         return None
     kind = get_args(kind)[0] if optional else kind
-    value = _number(given) if kind is float else given
+    value = given
+    if kind is float and type(given) in (int, str):
+        with contextlib.suppress(ValueError):
+            value = float(given)
     good = type(value) in (get_args(kind) or (kind,)) and not (type(value) is float and not math.isfinite(value))
     good = good and (low is None or value >= low) and (above is None or value > above)
     if not good or (below is not None and not value < below):
@@ -127,21 +124,12 @@ def _typed(name: str, given: Any, kind: Any, low: Any = None, above: Any = None,
     return value
 
 
-def _number(given: Any) -> Any:
-    try:
-        return float(given) if type(given) in (int, float, str) else given
-    except ValueError:
-        return given
-
-
 def _fit_together(config: Settings) -> None:
     """ValueError if a setting is larger than one that bounds it, or if the net cannot halve the images."""
     for f in fields(config):
         most, value = f.metadata["most"], getattr(config, f.name)
         if most and value > (bound := getattr(config, most)):
             raise ValueError(f"{f.name} = {value}: allowed is at most {most} = {bound}")
-    parts, size = 2 ** config.halvings(), getattr(config, "size", 0)
-    if size % parts:
-        raise ValueError(
-            f"size = {size}: the net halves images {config.halvings()} times, so it is a multiple of {parts}"
-        )
+    times, size = config.halvings(), getattr(config, "size", 0)
+    if size % 2**times:
+        raise ValueError(f"size = {size}: the net halves images {times} times, so it is a multiple of {2**times}")

@@ -6,7 +6,7 @@ from ebmlib.papers.recovery import noising
 from ebmlib.settings.value import Ints, Settings, value
 
 
-def several(steps: tuple[int, ...]) -> None:
+def two(steps: tuple[int, ...]) -> None:
     """ValueError if there are not two numbers of steps to compare."""
     if len(steps) < 2:
         raise ValueError(f"hmc_steps = {list(steps)}: allowed are two numbers of steps or more")
@@ -70,9 +70,7 @@ class PartitionToy(Settings):
     pilots: int = value(100, "chains that choose the steps and are not weighed", smoke=20, low=20)
     dims: Ints = value((2, 10, 50), "of the Gaussians", smoke=(2, 3))
     T: int = value(6, "section 4.2: T1k", both=1000, check=noising)
-    hmc_steps: Ints = value(
-        (1, 4, 16, 64), "Figure 6", text=(1, 10, 100), smoke=(1, 2), quick=(1, 4, 16), check=several
-    )
+    hmc_steps: Ints = value((1, 4, 16, 64), "Figure 6", text=(1, 10, 100), smoke=(1, 2), quick=(1, 4, 16), check=two)
     L: int = value(2, "section 4.2: leapfrog steps", text=2, low=1)
     samples: int = value(2000, "samples of the importance chain", smoke=50, quick=1000, low=50)
     span: float = value(4.5, "half side of the data's box after scaling", above=0)

@@ -10,20 +10,10 @@ Ints = tuple[int, ...]  # the type of a list of positive whole numbers
 
 
 def value(
-    default: Any,
-    source: str = "",
-    *,
-    text: Any = None,
-    code: Any = None,
-    both: Any = None,
-    low: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    most: str | None = None,
-    allowed: tuple = (),
-    check: Callable[[Any], None] | None = None,
-    **presets: Any,
-) -> Any:
+    default: Any, source: str = "", *, text: Any = None, code: Any = None, both: Any = None, low: float | None = None,
+    above: float | None = None, below: float | None = None, most: str | None = None, allowed: tuple = (),
+    check: Callable[[Any], None] | None = None, **presets: Any,
+) -> Any:  # fmt: skip
     """A dataclass field that holds a setting, such as `value(5500, smoke=20, quick=600, low=1)`.
 
     default is the value at preset "paper". text and code are what the paper prints and what its released code has
