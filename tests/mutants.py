@@ -105,8 +105,8 @@ MUTANTS = [
     Slip(
         "MALA keeps the old gradient",
         "samplers.py",
-        "(accept, (proposal, new_value, new_grad), (x",
-        "(accept, (proposal, new_value, grad), (x",
+        "return (proposal, new_value, new_grad), value",
+        "return (proposal, new_value, grad), value",
         SAMPLERS,
     ),
     Slip("NaN is accepted", "samplers.py", "nan=-math.inf, posinf", "nan=0.0, posinf", SAMPLERS),
@@ -146,8 +146,8 @@ MUTANTS = [
     Slip(
         "a cut is one beta early",
         "papers/recovery.py",
-        "torch.tensor([-1, *edges]) + 1",
-        "torch.tensor([0, *edges])",
+        "torch.tensor([-1, *(k * stride for k in range(T)), 999]) + 1",
+        "torch.tensor([0, *(k * stride for k in range(T)), 999])",
         RECOVERY,
     ),
     Slip("the stride is twice as long", "papers/recovery.py", "1000 // (2 * (T - 1))", "1000 // (T - 1)", RECOVERY),
@@ -372,7 +372,7 @@ MUTANTS = [
         RESERVOIR,
     ),
     Slip("a push keeps its graph", "reservoir.py", "x = x.detach().float()", "x = x.float()", RESERVOIR),
-    Slip("the state is not loaded", "reservoir.py", "        self.x.copy_(x)\n", "", RESERVOIR),
+    Slip("the state is not loaded", "reservoir.py", '        self.x.copy_(state["x"])\n', "", RESERVOIR),
     Slip("the cell's area is forgotten", "partition.py", "flatten(), 0) + cell", "flatten(), 0)", PARTITION),
     Slip("log Z of exp(+E)", "partition.py", "torch.logsumexp(-values", "torch.logsumexp(values", PARTITION),
     Slip("KL's sign", "partition.py", "p * (lp - lq)", "p * (lq - lp)", PARTITION),
@@ -474,7 +474,7 @@ MUTANTS = [
             ),
         ]
     ),
-    Slip("a steeper leaky ReLU", "nets/blocks.py", "F.leaky_relu(x, 0.2)", "F.leaky_relu(x, 0.02)", NETS),
+    Slip("a steeper leaky ReLU", "nets/blocks.py", "negative_slope=0.2", "negative_slope=0.02", NETS),
     Slip("a shallower frequency range", "nets/blocks.py", "(dim // 2 - 1)", "(dim // 2)", NETS),
     Slip("the time is left out", "nets/blocks.py", "h = h + shift.reshape(", "h = h + 0 * shift.reshape(", NETS),
     Slip("no activation before the second layer", "nets/blocks.py", "self.second(self.act(h))", "self.second(h)", NETS),
@@ -748,8 +748,8 @@ MUTANTS = [
     Slip(
         "a chain's variance loses its square",
         "papers/coarse_to_fine.py",
-        "(1 - a * precision) ** 2 * begin",
-        "(1 - a * precision) * begin",
+        "(1 - a * w) ** 2 * v",
+        "(1 - a * w) * v",
         ("test_coarse_to_fine.py::test_the_short_run_curvature_against_brent_and_a_chain",),
     ),
     Slip(
@@ -772,7 +772,7 @@ MUTANTS = [
     Slip(
         "growing keeps FromRGB",
         "nets/growing.py",
-        "        fine.from_rgb = FromRGB(self.channels, outer, *self.options)\n",
+        "        fine.from_rgb = from_rgb(self.channels, outer, *self.options)\n",
         "",
         GROWING,
     ),
@@ -827,8 +827,8 @@ MUTANTS = [
     Slip(
         "jumps forget their proposal's density",
         "samplers.py",
-        "_accept(here - there, rng)",
-        "_accept(value - new_value, rng)",
+        "(proposal, new_value), here - there",
+        "(proposal, new_value), value - new_value",
         ("test_samplers.py::test_independence_is_exact_and_forgets_its_start",),
     ),
     Slip(
@@ -896,8 +896,8 @@ MUTANTS = [
     Slip(
         "a graph goes through the engine",
         "core.py",
-        "if create_graph else _way(energy, x)",
-        "if create_graph and _way is by_autograd else _way(energy, x)",
+        "if create_graph else way(energy, x)",
+        "if create_graph and way is by_autograd else way(energy, x)",
         ("test_engine.py::test_a_graph_that_is_kept_never_goes_through_the_engine",),
     ),
     Slip("mirrored at twice the distance", "samplers.py", "% (4 * box)", "% (2 * box)", SAMPLERS),

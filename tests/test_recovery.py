@@ -20,7 +20,7 @@ from problems import (
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from ebmlib.core import flat_sum
-from ebmlib.papers.recovery import by_level, conditional, cuts, levels, noising, progressive, schedule
+from ebmlib.papers.recovery import by_level, conditional, levels, noising, progressive, schedule
 from ebmlib.samplers import hmc, langevin, mala
 
 # -- tables --
@@ -48,11 +48,6 @@ def test_steps_scales_and_weights_of_the_release():
     # "In 30 steps the pull to x_{t+1} realises only 0.3 % .. 23.7 % of its way."
     way = 1 - (1 - tables.delta**2 / 2 / tables.sigma[1:] ** 2) ** 30
     np.testing.assert_allclose([way[0], way[4]], [0.003, 0.237], atol=5e-4)
-
-
-def test_cuts():
-    edges = {1: [0, 999], 2: [0, 500, 999], 6: [0, 100, 200, 300, 400, 500, 999], 501: [*range(501), 999]}
-    assert {T: cuts(T) for T in edges} == edges
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 6, 11, 50, 501])

@@ -35,10 +35,9 @@ def _axes(x: Tensor) -> list[Tensor]:
 def laplacian(
     energy: Energy, x: Tensor, *, probe: Tensor | None = None, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """grad E(x) of shape (B, *S) and the Laplacian of E, the trace of its Hessian, (B,).
+    """grad E(x) (B, *S) and the Laplacian of E (B,), by one Hessian product a coordinate; with a graph if asked for.
 
-    Exact, with one Hessian product a coordinate; with a `probe` v of x's shape it is Hutchinson's estimate v . H v,
-    unbiased for entries of mean 0 and covariance I. Detached unless `create_graph`.
+    With a `probe` v of x's shape it is Hutchinson's estimate v . H v, unbiased for entries of mean 0 and covariance I.
     """
     directions = _axes(x) if probe is None else [probe]
     grad, products = _curvature(energy, x, directions, create_graph)
@@ -74,8 +73,7 @@ def transport(
 
     x is (B, *S), t_end in units of x^2 / energy. With x ~ N(0, I) this is the
     generator G_theta of Eq. 5. Detached unless `create_graph`, which
-    differentiates through the solver's own steps: exact for what was computed,
-    at a memory that grows with their number.
+    differentiates through the solver's own steps, at the memory of all.
     """
 
     def velocity(y: Tensor) -> Tensor:
@@ -86,18 +84,12 @@ def transport(
 
 
 def transport_density(
-    energy: Energy,
-    x: Tensor,
-    t_end: float = 0.2,
-    *,
-    tol: float = 1e-5,
-    field: GradLaplacian | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor, Tensor]:
+    energy: Energy, x: Tensor, t_end: float = 0.2, *,
+    tol: float = 1e-5, field: GradLaplacian | None = None, create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `transport`, with the change of the log density along the path, (B,): d log p(x(t)) / dt = +Laplacian of E.
 
-    The velocity's divergence is minus the Laplacian, hence the sign (Chen et al., 2018; Eq. 6). `field` replaces
-    `laplacian`: a net's own fast one, or Hutchinson's estimate with one probe for the whole path.
+    `field` replaces `laplacian`: a net's own fast one, or Hutchinson's estimate. Source: Chen et al. (2018); Eq. 6.
     """
     if field is None:
         field = lambda y: laplacian(energy, y, create_graph=create_graph)
@@ -149,7 +141,7 @@ def euler(energy: Energy, x: Tensor, step: float, K: int) -> tuple[Tensor, Tenso
 def euler_inverse(energy: Energy, y: Tensor, step: float, K: int, *, rounds: int = 50) -> Tensor:
     """x with K Euler steps from x ending at y: each step by `rounds` fixed-point rounds x <- y + step grad E(x).
 
-    A round divides the error by 1 / (step Lip(grad E)): it converges where that product, `contraction`, is below 1.
+    It converges where `contraction` is below 1.
     """
     for _ in range(K):
         x = y
@@ -162,6 +154,6 @@ def euler_inverse(energy: Energy, y: Tensor, step: float, K: int, *, rounds: int
 def contraction(energy: Energy, x: Tensor, step: float) -> Tensor:
     """step times the spectral norm of the Hessian at each x, (B,). Below 1 on a convex set: Euler is invertible there.
 
-    The largest value is the step times the Lipschitz constant of grad E, the bound of Behrmann et al. (2019).
+    Source: the bound of Behrmann et al. (2019).
     """
     return step * torch.linalg.matrix_norm(hessian(energy, x), ord=2)

@@ -50,7 +50,7 @@ class Field:
     def pooled(self) -> "Field":
         """The field after average pooling of 2 x 2 pixels."""
         half = self.size // 2
-        pair = torch.eye(half, dtype=self.means.dtype, device=self.means.device).repeat_interleave(2, 1) / 2
+        pair = torch.eye(half).to(self.means).repeat_interleave(2, 1) / 2
         matrix = torch.kron(pair, pair)  # (half^2, size^2)
         means = (self.means.flatten(1) @ matrix.T).reshape(-1, half, half)
         return Field(self.weights, means, matrix @ self.covariance @ matrix.T)
