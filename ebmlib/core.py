@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Energy = Callable[[Tensor], Tensor]
+Rng = torch.Generator | None  # None: the global generator
 LOG_2PI = math.log(2 * math.pi)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ebmlib.core import Energy, checked, energy_and_grad, evaluating, expand, flat_sum
+from ebmlib.core import Energy, Rng, checked, energy_and_grad, evaluating, expand, flat_sum
 
 
 def contrastive(
@@ -62,7 +62,7 @@ def denoising_score_matching(
     energy: Energy,
     x: Tensor,
     sigma: float | Tensor,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
     *,
     weight: float | Tensor = 1.0,
 ) -> Tensor:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, checked
+from ebmlib.core import Energy, Rng, checked
 from ebmlib.samplers import Info, tune
 
 Kernel = Callable[..., tuple[Tensor, Info]]  # kernel(energy, x, rng=rng), leaving exp(-energy) invariant
@@ -42,14 +42,14 @@ def _around(n: int, box: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def from_grid(values: Tensor, box: float, x: Tensor) -> Tensor:
-    """Values (n, n), n >= 4, on `grid(box, n)` interpolated at points x (B, 2): (B,).
+    """Values (n, n) on `grid(box, n)` at points x (B, 2), interpolated: (B,).
 
-    Keys' cubic convolution (1981) in float64: exact for quadratics, of third order elsewhere. The outermost cell and
-    what lies beyond it is extrapolated from the last four rows.
+    Keys' cubic convolution (1981) in float64: exact for quadratics, of third
+    order elsewhere; the outermost cell and what lies beyond is extrapolated.
     """
-    n = len(values)
-    if values.shape != (n, n) or n < 4:
-        raise ValueError(f"values must be (n, n) with n >= 4; got {tuple(values.shape)}")
+    n, got = len(values), tuple(values.shape)
+    if got != (n, n) or n < 4:
+        raise ValueError(f"values must be (n, n) with n >= 4; got {got}")
     rows, columns, t = _around(n, box, x)
     inner = 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3
     weight = torch.cat([-t + 2 * t**2 - t**3, *inner, t**3 - t**2], 2)
@@ -99,7 +99,7 @@ def draw(
     box: float,
     n: int = 600,
     slack: float = 1.0,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """Exact samples (count, 2) of exp(-E) cut to [-box, box]^2, by rejection.
 
@@ -153,7 +153,7 @@ def ais(
     x: Tensor,
     kernels: Kernel | Sequence[Kernel],
     *,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
 ) -> tuple[Tensor, Annealed]:
     """Annealed importance sampling: log w = sum_k E_k(x_k) - E_{k+1}(x_k).
 
@@ -179,9 +179,7 @@ def ais(
     return x, Annealed(log_w, means)
 
 
-def tuned(
-    path: Sequence[Energy], x: Tensor, kernel: Kernel, step: float, K: int, *, rng: torch.Generator | None = None
-) -> list[Kernel]:
+def tuned(path: Sequence[Energy], x: Tensor, kernel: Kernel, step: float, K: int, *, rng: Rng = None) -> list[Kernel]:
     """Kernels of K steps for `ais`, each at the step that `tune` finds on pilot chains x that walk the path.
 
     Weigh other chains than the pilots: a step that depends on the chain that it moves leaves no density invariant.

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmlib.core import expand
+from ebmlib.core import Rng, expand
 
-Starts = Callable[[int, torch.Generator | None], Tensor]  # (n, rng) to n starts of chains (n, *S)
+Starts = Callable[[int, Rng], Tensor]  # (n, rng) to n starts of chains (n, *S)
 STORED = ("float32", "uint8")
 
 
@@ -20,7 +20,7 @@ class Reservoir:
     """
 
     def __init__(
-        self, noise: Starts, rng: torch.Generator | None = None, *,
+        self, noise: Starts, rng: Rng = None, *,
         capacity: int = 10_000, restart: float = 1e-3, stored: str = "float32", low: float = 0.0, high: float = 1.0,
     ):  # fmt: skip
         if not isinstance(capacity, int) or capacity < 1:
@@ -42,7 +42,7 @@ class Reservoir:
     def draw(
         self,
         n: int,
-        rng: torch.Generator | None = None,
+        rng: Rng = None,
         *,
         restart: float | None = None,
     ) -> Tensor:
@@ -59,7 +59,7 @@ class Reservoir:
         fresh = expand(torch.rand(n, **on) < restart, x)
         return torch.where(fresh, self.noise(n, rng).to(x), x)
 
-    def push(self, x: Tensor, rng: torch.Generator | None = None) -> None:
+    def push(self, x: Tensor, rng: Rng = None) -> None:
         """Let x (n, *S), n up to the capacity, take n different places at random; x's graph is not kept."""
         if x.shape[1:] != self.x.shape[1:] or len(x) > len(self.x):
             shape = f"samples of shape {tuple(self.x.shape[1:])}, at most {len(self.x)} at once"

@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ebmlib import engine  # reads EBMLIB_ENGINE, too
-from ebmlib.core import Energy, checked, energy_and_grad, expand, flat_sum
+from ebmlib.core import Energy, Rng, checked, energy_and_grad, expand, flat_sum
 
 Scalar = float | Tensor
 Pair = tuple[Scalar, Scalar]
@@ -154,7 +154,8 @@ def langevin(
     n = len(schedule)
     kept = n if differentiable is True else int(differentiable)
     if not 0 <= kept <= n:
-        raise ValueError(f"differentiable = {kept} steps; the schedule has {n}")
+        has = f"the schedule has {n}"
+        raise ValueError(f"differentiable = {kept} steps; {has}")
     x, seen = engine.in_layout(x.detach()), None
     for k, (a, b) in enumerate(schedule):
         graph = k >= n - kept
@@ -167,7 +168,7 @@ def langevin(
 
 
 def _corrected(
-    state: Sequence[Tensor], propose: Callable, K: int, rng: torch.Generator | None, callback: Callback = None
+    state: Sequence[Tensor], propose: Callable, K: int, rng: Rng, callback: Callback = None
 ) -> tuple[Tensor, Info]:
     """K Metropolis steps on state = (x, E(x)) or (x, E(x), grad E(x)); propose(*state) gives (new state, log ratio).
 
@@ -187,7 +188,7 @@ def _corrected(
 
 
 def mala(
-    energy: Energy, x: Tensor, step: Scalar, K: int, *, rng: torch.Generator | None = None, callback: Callback = None
+    energy: Energy, x: Tensor, step: Scalar, K: int, *, rng: Rng = None, callback: Callback = None
 ) -> tuple[Tensor, Info]:
     """Langevin proposals x - step grad E + sqrt(2 step) xi with a Metropolis correction: exact for exp(-E) at any step.
 
@@ -211,7 +212,7 @@ def independence(
     x: Tensor,
     K: int = 1,
     *,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
 ) -> tuple[Tensor, Info]:
     """K Metropolis steps with proposals from N(0, I), whatever x is.
 
@@ -232,9 +233,7 @@ def independence(
         return _corrected(state, propose, K, rng)
 
 
-def leapfrog(
-    energy: Energy, x: Tensor, p: Tensor, grad: Tensor, step: Scalar, L: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def leapfrog(energy: Energy, x: Tensor, p: Tensor, grad: Tensor, step: Scalar, L: int) -> tuple[Tensor, ...]:
     """L leapfrog steps of size `step` for H = E(x) + |p|^2 / 2; returns (x, p, E(x), grad E(x)).
 
     Reversible (negate p) and of second order in the step. Source: Neal (2011), section 5.2.3.
@@ -256,7 +255,7 @@ def hmc(
     K: int,
     *,
     L: int = 2,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
     callback: Callback = None,
 ) -> tuple[Tensor, Info]:
     """K trajectories of L leapfrog steps, each with a Metropolis correction.
@@ -280,7 +279,7 @@ def hmc(
 
 def tune(
     kernel: Callable[..., tuple[Tensor, Info]], energy: Energy, x: Tensor, step: float, *,
-    K: int = 20, low: float = 0.6, high: float = 0.9, rounds: int = 60, rng: torch.Generator | None = None,
+    K: int = 20, low: float = 0.6, high: float = 0.9, rounds: int = 60, rng: Rng = None,
 ) -> tuple[float, Tensor]:  # fmt: skip
     """Scale `step` until the mean acceptance of `kernel(energy, x, step, K)` over x's chains lies in [low, high].
 

@@ -33,7 +33,7 @@ class Slip(NamedTuple):
 
 CORE, SAMPLERS, RECOVERY = ("test_core.py",), ("test_samplers.py",), ("test_recovery.py",)
 OBJECTIVES, PARTITION, NETS = ("test_objectives.py",), ("test_partition.py",), ("test_nets.py",)
-RESERVOIR, APPLICATIONS = ("test_reservoir.py",), ("test_applications.py",)
+RESERVOIR, INTERPOLATION = ("test_reservoir.py",), ("test_interpolation.py",)
 GROWING = tuple(
     f"test_nets.py::test_{name}"
     for name in ("growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6")
@@ -261,22 +261,22 @@ MUTANTS = [
         "torch.where(count > 0, total",
         RECOVERY,
     ),
-    Slip("the arc is half as long", "papers/recovery.py", "math.pi / 2)", "math.pi / 4)", APPLICATIONS),
-    Slip("angles from one sum", "papers/recovery.py", "(x - y, x + y)", "(x - y, 2 * y)", APPLICATIONS),
-    Slip("opposite ends pass", "papers/recovery.py", "math.nan, angle", "angle, angle", APPLICATIONS),
+    Slip("the arc is half as long", "papers/recovery.py", "math.pi / 2)", "math.pi / 4)", INTERPOLATION),
+    Slip("angles from one sum", "papers/recovery.py", "(x - y, x + y)", "(x - y, 2 * y)", INTERPOLATION),
+    Slip("opposite ends pass", "papers/recovery.py", "math.nan, angle", "angle, angle", INTERPOLATION),
     Slip(
-        "both ends draw from one", "papers/recovery.py", "noise_like(end, rng1)", "noise_like(end, rng0)", APPLICATIONS
+        "both ends draw from one", "papers/recovery.py", "noise_like(end, rng1)", "noise_like(end, rng0)", INTERPOLATION
     ),
-    Slip("fresh noise is shared", "papers/recovery.py", "source = fresh or given", "source = given", APPLICATIONS),
+    Slip("fresh noise is shared", "papers/recovery.py", "source = fresh or given", "source = given", INTERPOLATION),
     Slip(
         "steps draw their own noise",
         "papers/recovery.py",
         "source = fresh or given",
         "source = fresh or rng0",
-        APPLICATIONS,
+        INTERPOLATION,
     ),
-    Slip("a path without its ends", "papers/recovery.py", "flat[-1] - flat[0]", "flat[-1] - flat[1]", APPLICATIONS),
-    Slip("given noise is spread", "samplers.py", "given.shape != x.shape", "given.ndim != x.ndim", APPLICATIONS),
+    Slip("a path without its ends", "papers/recovery.py", "flat[-1] - flat[0]", "flat[-1] - flat[1]", INTERPOLATION),
+    Slip("given noise is spread", "samplers.py", "given.shape != x.shape", "given.ndim != x.ndim", INTERPOLATION),
     Slip(
         "the loss is turned round",
         "objectives.py",
@@ -657,8 +657,8 @@ MUTANTS = [
     Slip(
         "Hutchinson forgets its second probe",
         "papers/flow.py",
-        "flat_sum(v * hv)",
-        "flat_sum(v.abs() * hv)",
+        "flat_sum(v * product(v)[0])",
+        "flat_sum(v.abs() * product(v)[0])",
         ("test_flow.py::test_hutchinsons_estimate_is_unbiased",),
     ),
     Slip(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from ebmlib.core import energy_and_grad, evaluating
+from ebmlib.core import energy_and_grad
 from ebmlib.nets.blocks import ResBlock, TimeEmbedding, channels_last, parameter_count, sinusoidal
 from ebmlib.nets.conv import ConvNet
 from ebmlib.nets.growing import GrowingNet
@@ -94,18 +94,6 @@ def test_at_is_forward_and_embeds_the_level_once(name, device, dtype, rng):
     assert len(calls) == 1
     handle.remove()
     assert torch.equal(first, net(x, t))
-
-
-@pytest.mark.parametrize("name", TIMED)
-def test_levels_have_their_own_energies_and_gradients(name, device, dtype, rng):
-    net = build(name, device, dtype)
-    (x, _) = inputs(name, 1, device, dtype, rng)
-    x = x.repeat(6, *[1] * (x.ndim - 1))
-    value, grad = energy_and_grad(net.at(torch.arange(6, device=device)), x)
-    for i in range(6):
-        for j in range(i):
-            assert (value[i] - value[j]).abs() > 1e-5 * value[i].abs()
-            assert (grad[i] - grad[j]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -264,13 +252,9 @@ def test_the_fade_hears_one_block_at_either_end(spectral, device, dtype, rng):
             scramble(net.primal["16"] if moved == "primal" else net.fade)
         for net.beta in (0.0, 0.5, 1.0):
             values[moved, net.beta] = net(x)
-    same = lambda a, b, beta: torch.equal(values[a, beta], values[b, beta])
-    assert same("nothing", "primal", 0.0)  # at beta = 0 the energy does not depend on Primal
-    assert same("primal", "fade", 1.0)  # at beta = 1 not on Fade
-    for a, b, beta in [("nothing", "primal", 0.5), ("nothing", "primal", 1.0)]:
-        assert not same(a, b, beta)
-    for a, b, beta in [("primal", "fade", 0.0), ("primal", "fade", 0.5)]:
-        assert not same(a, b, beta)
+    same = lambda a, b: [torch.equal(values[a, beta], values[b, beta]) for beta in (0.0, 0.5, 1.0)]
+    assert same("nothing", "primal") == [True, False, False]  # at beta = 0 the energy does not depend on Primal
+    assert same("primal", "fade") == [False, False, True]  # at beta = 1 not on Fade
 
 
 @pytest.mark.parametrize("spectral", [False, True])
@@ -279,7 +263,7 @@ def test_growing_keeps_every_trunk_parameter_bit_for_bit(spectral, device, rng):
     net = GrowingNet(4, 1, 2, spectral).to(device)
     for size in (8, 16, 32):
         before = {key: value.clone() for key, value in net.state_dict().items()}
-        (x,) = (torch.randn(2, 1, net.size, net.size, generator=rng(0), device=device),)
+        x = torch.randn(2, 1, net.size, net.size, generator=rng(0), device=device)
         value = net.eval()(x)
         net.requires_grad_(False)
         fine = net.grow()
@@ -295,7 +279,6 @@ def test_growing_keeps_every_trunk_parameter_bit_for_bit(spectral, device, rng):
         assert all(module.training for module in fine.modules())
         scramble(fine)  # the coarse net is a copy of its own, with its old FromRGB
         assert torch.equal(net(x), value)
-        assert fine.eval()(torch.zeros(2, 1, size, size, device=device)).shape == (2,)
         fine.beta = 1.0
         net = fine
 
@@ -385,25 +368,6 @@ def test_the_largest_singular_value_is_one(name, count, device):
         layer.eval()
         largest = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
         assert float(largest) == pytest.approx(1, abs=2e-3)
-
-
-def test_sampling_does_not_move_the_power_iteration(device, dtype, rng):
-    net = build("resnet", device, dtype).train()
-    x, t = inputs("resnet", 4, device, dtype, rng)
-    state = {k: v.clone() for k, v in net.state_dict().items()}
-    with evaluating(net):
-        energy = net.at(t)
-        first = energy_and_grad(energy, x)
-        second = energy_and_grad(energy, x)
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-    for key, v in net.state_dict().items():
-        assert torch.equal(v, state[key]), key
-    assert all(m.training for m in net.modules())
-    assert all(p.requires_grad for p in net.parameters())
-    net(x, t)
-    moved = [key for key, v in net.state_dict().items() if not torch.equal(v, state[key])]
-    assert moved
-    assert all(key.endswith(("_u", "_v")) for key in moved)
 
 
 # -- layouts, precision, bad input --

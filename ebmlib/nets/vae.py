@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebmlib.core import LOG_2PI
+from ebmlib.core import LOG_2PI, Rng
 
 
 class Normal(NamedTuple):
@@ -62,7 +62,7 @@ class VAE(nn.Module):
         self.encode = GaussianMLP(dim, latents, width, depth)
         self.decode = GaussianMLP(latents, dim, width, depth)
 
-    def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, rng: Rng = None) -> Tensor:
         """n exact samples (n, dim) of p(x): z from the prior, then x with the decoder's noise (Eq. 8)."""
         device = next(self.parameters()).device
         eps = torch.randn(n, self.dim + self.latents, generator=rng, device=device)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy
+from ebmlib.core import Energy, Rng
 from ebmlib.samplers import Pair
 
 MIXES = ("linear", "root")
@@ -70,12 +70,12 @@ def pyramid(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return [levels[size] for size in sizes]
 
 
-def uniform(shape: Sequence[int], rng: torch.Generator | None = None, device: Any = None) -> Tensor:
+def uniform(shape: Sequence[int], rng: Rng = None, device: Any = None) -> Tensor:
     """Noise from U(-1, 1), where every chain of the paper starts."""
     return 2 * torch.rand(*shape, generator=rng, device=device) - 1
 
 
-def mix(coarse: Tensor, beta: float, rng: torch.Generator | None = None, how: str = "linear") -> Tensor:
+def mix(coarse: Tensor, beta: float, rng: Rng = None, how: str = "linear") -> Tensor:
     """The start of fine chains: (1 - beta) Up(coarse) + beta U(-1, 1), from (B, C, h, w) to twice the sides.
 
     how "root" weighs Up with sqrt(1 - beta^2), which keeps the variance where both have the same; Algorithm 1.
@@ -101,7 +101,7 @@ def stage_start(
     chain: Chain,
     beta: float,
     *,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
     how: str = "linear",
 ) -> Tensor:
     """Where the chains of a stage start: (B, C, 2h, 2w) (Algorithm 1).

@@ -4,7 +4,8 @@ Source: the self-adversarial paper, section 2. Solvers are torchdiffeq's; the so
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,22 +17,6 @@ from ebmlib.samplers import descent, langevin
 GradLaplacian = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _curvature(energy: Energy, x: Tensor, directions: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, list]:
-    """grad E(x) and the Hessian's products with directions of x's shape."""
-    with torch.enable_grad():
-        point = x if x.requires_grad and create_graph else x.detach().requires_grad_(True)
-        _, grad = energy_and_grad(energy, point, create_graph=True)
-        options = {"create_graph": create_graph, "retain_graph": True}
-        products = [torch.autograd.grad(grad, point, v, **options)[0] for v in directions]
-    return (grad if create_graph else grad.detach()), products
-
-
-def _axes(x: Tensor) -> list[Tensor]:
-    """The coordinate directions, each expanded to x's shape."""
-    eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    return [row.reshape(1, *x.shape[1:]).expand_as(x) for row in eye]
-
-
 def laplacian(
     energy: Energy, x: Tensor, *, probe: Tensor | None = None, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -39,15 +24,20 @@ def laplacian(
 
     With a `probe` v of x's shape it is Hutchinson's estimate v . H v, unbiased for entries of mean 0 and covariance I.
     """
-    directions = _axes(x) if probe is None else [probe]
-    grad, products = _curvature(energy, x, directions, create_graph)
-    return grad, sum(flat_sum(v * hv) for v, hv in zip(directions, products, strict=True))
+    axes = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
+    directions = [v.expand_as(x) for v in axes] if probe is None else [probe]
+    with torch.enable_grad():
+        point = x if x.requires_grad and create_graph else x.detach().requires_grad_(True)
+        _, grad = energy_and_grad(energy, point, create_graph=True)
+        product = partial(torch.autograd.grad, grad, point, create_graph=create_graph, retain_graph=True)
+        trace = sum(flat_sum(v * product(v)[0]) for v in directions)
+    return (grad if create_graph else grad.detach()), trace
 
 
 def hessian(energy: Energy, x: Tensor) -> Tensor:
     """Hessian of E at each sample, (B, *S) -> (B, d, d) with d the number of coordinates; detached."""
-    _, products = _curvature(energy, x, _axes(x), create_graph=False)
-    return torch.stack([hv.flatten(1) for hv in products], 1)
+    one = lambda point: energy(point.reshape(1, *x.shape[1:]))[0]
+    return torch.func.vmap(torch.func.hessian(one))(x.flatten(1)).detach()
 
 
 def _solve(velocity: Callable[[Tensor], Tensor], state: Tensor, t_end: float, tol: float) -> Tensor:

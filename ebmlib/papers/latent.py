@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, checked, flat_sum, gaussian_energy
+from ebmlib.core import Energy, Rng, checked, flat_sum, gaussian_energy
 
 Decoder = Callable[[Tensor], Any]
 
@@ -84,7 +84,7 @@ def in_data(energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)) -> E
     return target
 
 
-def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
+def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: Rng = None) -> Tensor:
     """log p(x | z) + log p(z) - log q(z | x) for one draw z of q for each x (B, *S): (B,), exp of it has mean p(x)."""
     q = encode(x)
     z = q.transform(torch.randn(q.mean.shape, generator=rng, dtype=x.dtype, device=x.device))
@@ -92,9 +92,7 @@ def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: torch.Generator
 
 
 @torch.no_grad()
-def iwae(
-    encode: Decoder, decode: Decoder, x: Tensor, n: int, rng: torch.Generator | None = None, block: int = 20_000
-) -> Tensor:
+def iwae(encode: Decoder, decode: Decoder, x: Tensor, n: int, rng: Rng = None, block: int = 20_000) -> Tensor:
     """log of the mean of n importance weights, (B, *S) -> (B,) in nats: at most log p(x) on average, = it for n large.
 
     At most `block` draws are decoded at once. Source: Burda et al. (2016), Eq. 8; VAEBM, section 5.4.

@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, expand, flat_sum
+from ebmlib.core import Energy, Rng, expand, flat_sum
 from ebmlib.samplers import Callback, NoiseSource, Pair, Scalar, langevin, noise_like
 
-Rng = torch.Generator | None
 VARIANTS = ("code", "text")
 WAYS = ("arc", "angle", "line")
 
@@ -283,7 +282,7 @@ def interpolate(
     rng1: torch.Generator,
     *,
     way: str = "arc",
-    fresh: torch.Generator | None = None,
+    fresh: Rng = None,
     noise: float = 0.99,
 ) -> Tensor:
     """Samples (n, B, *S) at s (n,) of the way between two runs (Figure 5).

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmlib.core import LOG_2PI, Energy
+from ebmlib.core import LOG_2PI, Energy, Rng
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Field:
         """Pixels per side."""
         return self.means.shape[-1]
 
-    def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, rng: Rng = None) -> Tensor:
         """n exact samples (n, 1, size, size), float32."""
         factor = torch.linalg.cholesky(self.covariance)
         draws = {"generator": rng, "dtype": factor.dtype, "device": factor.device}
