@@ -81,7 +81,7 @@ def kl(
 ) -> Tensor:
     """KL(p || q) in nats by the midpoint rule on [-box, box]^2, of two normalized log densities (B, 2) -> (B,).
 
-    Cells where p vanishes count 0. p is divided by its mass on the grid, which must be within 1 % of 1 (ValueError).
+    p is divided by its mass on the grid, which must be within 1 % of 1 (ValueError).
     """
     lp, lq = on_grid(log_p, box, n, device=device), on_grid(log_q, box, n, device=device)
     p = lp.exp() * (2 * box / n) ** 2
@@ -180,10 +180,7 @@ def ais(
 
 
 def tuned(path: Sequence[Energy], x: Tensor, kernel: Kernel, step: float, K: int, *, rng: Rng = None) -> list[Kernel]:
-    """Kernels of K steps for `ais`, each at the step that `tune` finds on pilot chains x that walk the path.
-
-    Weigh other chains than the pilots: a step that depends on the chain that it moves leaves no density invariant.
-    """
+    """Kernels of K steps for `ais`, each at the step that `tune` finds on pilot chains x, which must not be weighed."""
     kernels = []
     for energy in path[1:-1]:
         step, x = tune(kernel, energy, x, step, K=10, rng=rng)
@@ -192,10 +189,7 @@ def tuned(path: Sequence[Energy], x: Tensor, kernel: Kernel, step: float, K: int
 
 
 def estimate(log_w: Tensor) -> Estimate:
-    """log of the mean of w (B,), se = sd(w) / (mean(w) sqrt(B)), ESS = (sum w)^2 / sum w^2 (Kong, 1992).
-
-    The weights' mean is unbiased, its log is low by about se^2 / 2. Few weights that dominate make se itself too small.
-    """
+    """log of the mean of w (B,), low by about se^2 / 2; se = sd(w) / (mean(w) sqrt(B)), ESS = (sum w)^2 / sum w^2."""
     return importance_chain(log_w[None])
 
 

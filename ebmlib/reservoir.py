@@ -36,9 +36,6 @@ class Reservoir:
         if len(self.x) != capacity:
             raise ValueError(f"a reservoir's noise must give as many samples as asked: {capacity}, not {len(self.x)}")
 
-    def __len__(self) -> int:
-        return len(self.x)
-
     def draw(
         self,
         n: int,

@@ -1,6 +1,7 @@
 """The energy nets: one number a sample, no coupling in a batch, the paper's layers, spectral norm without traces."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -108,11 +109,7 @@ def test_every_parameter_takes_a_gradient(name, device, dtype, rng):
 TABLE_2 = {
     "MNIST": ((1, 32, 32, (1, 2, 2, 2)), [(3, 1, 32), (4, 2, 64), (4, 2, 64), (4, 2, 64)], 64 * 4 * 4),
     "CIFAR-10": ((3, 32, 64, (1, 2, 4, 8)), [(3, 1, 64), (4, 2, 128), (4, 2, 256), (4, 2, 512)], 512 * 4 * 4),
-    "CelebA": (
-        (3, 64, 32, (1, 2, 4, 8, 16)),
-        [(3, 1, 32), (4, 2, 64), (4, 2, 128), (4, 2, 256), (4, 2, 512)],
-        512 * 4 * 4,
-    ),
+    "CelebA": ((3, 64, 32, (1, 2, 4, 8, 16)), [(3, 1, 32), *((4, 2, 2**n) for n in (6, 7, 8, 9))], 512 * 4 * 4),
 }
 
 
@@ -122,9 +119,8 @@ def test_convnet_is_the_self_adversarial_papers_table(name):
     net = ConvNet(*given)
     assert [(layer.kernel_size[0], layer.stride[0], layer.out_channels) for layer in net.body] == layers
     assert net.head.in_features == flat
-    weights, inner = 0, given[0]
-    for kernel, _, outer in layers:
-        weights, inner = weights + kernel**2 * inner * outer + outer, outer
+    widths = [given[0], *(outer for *_, outer in layers)]
+    weights = sum(k**2 * i * o + o for (k, *_), (i, o) in zip(layers, pairwise(widths)))
     assert parameter_count(net) == weights + flat + 1
 
 
@@ -135,7 +131,6 @@ def test_convnet_is_its_layers(device, dtype, rng):
     for n, layer in enumerate(net.body):
         h = F.conv2d(h, layer.weight, layer.bias, 1 if n == 0 else 2, 1)
         h = h * torch.sigmoid(h)
-    assert h.shape == (3, 12, 4, 4)
     assert_same(net(x), h.reshape(3, -1) @ net.head.weight[0] + net.head.bias)
 
 
@@ -148,6 +143,14 @@ def test_mlp_is_its_layers(device, dtype, rng):
         h = h * torch.sigmoid(h)
     assert_same(net(x), (h @ net.layers[3].weight.T + net.layers[3].bias)[:, 0])
     assert parameter_count(net) == (2 * 16 + 16) + 2 * (16 * 16 + 16) + (16 + 1)
+
+
+def conv(x, layer, **kw):
+    return F.conv2d(x, layer.weight, layer.bias, **kw)
+
+
+def mean4(h):
+    return (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4
 
 
 def reference_embedding(embed: TimeEmbedding, t: torch.Tensor) -> torch.Tensor:
@@ -200,10 +203,9 @@ def test_the_resnet_is_table_4(name, device, dtype, rng):
     net = build(name, device, dtype)
     x, t = inputs(name, 6, device, dtype, rng)
     temb = reference_embedding(net.embed, t)
-    h = F.conv2d(x, net.stem.weight, net.stem.bias, padding=1)
+    h = conv(x, net.stem, padding=1)
     for n, stage in enumerate(net.stages):
-        if n:
-            h = (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4
+        h = mean4(h) if n else h
         for block in stage:
             h = reference_block(block, h, temb, F.conv2d, lambda x: F.leaky_relu(x, 0.2))
     features = h.clamp(min=0).sum((2, 3))  # ReLU, then a sum over space, not a mean
@@ -213,7 +215,6 @@ def test_the_resnet_is_table_4(name, device, dtype, rng):
     else:
         truth = F.linear(features, net.head.weight, net.head.bias)[:, 0]
     assert_same(net(x, t), truth)
-    assert temb.shape == (6, 32)  # four times the width
 
 
 def test_the_paper_s_net_has_the_paper_s_widths():
@@ -221,13 +222,13 @@ def test_the_paper_s_net_has_the_paper_s_widths():
         net = TimeWideResNet(spectral=False)  # the power iteration needs real numbers
     assert [len(stage) for stage in net.stages] == [5] * 4
     assert [stage[-1].second.weight.shape[0] for stage in net.stages] == [128, 256, 256, 256]
-    conv = lambda i, o, k=3: i * o * k * k + o
+    count = lambda i, o, k=3: i * o * k * k + o
     blocks = 0
     for inner, outer in [(128, 128), (128, 256), (256, 256), (256, 256)]:
-        same = 2 * conv(outer, outer) + (512 * outer + outer) + outer
-        blocks += 5 * same - conv(outer, outer) + conv(inner, outer)
-        blocks += conv(inner, outer, 1) if inner != outer else 0
-    ends = conv(3, 128) + (128 * 512 + 512) + (512 * 512 + 512) + (512 * 256 + 256)
+        same = 2 * count(outer, outer) + (512 * outer + outer) + outer
+        blocks += 5 * same - count(outer, outer) + count(inner, outer)
+        blocks += count(inner, outer, 1) if inner != outer else 0
+    ends = count(3, 128) + (128 * 512 + 512) + (512 * 512 + 512) + (512 * 256 + 256)
     assert parameter_count(net) == blocks + ends
 
 
@@ -283,14 +284,6 @@ def test_growing_keeps_every_trunk_parameter_bit_for_bit(spectral, device, rng):
         net = fine
 
 
-def conv(x, layer, **kw):
-    return F.conv2d(x, layer.weight, layer.bias, **kw)
-
-
-def mean4(h):
-    return (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4
-
-
 def test_the_growing_net_is_table_6(device, dtype, rng):
     """FromRGB, Expand, the older Primal, the top with its 4 x 4 convolution, the number: written out."""
     torch.manual_seed(0)
@@ -306,7 +299,6 @@ def test_the_growing_net_is_table_6(device, dtype, rng):
     h = 0.3 * primal(h, net.primal["16"]) + 0.7 * mean4(conv(h, net.fade.conv, padding=1))
     h = primal(h, net.primal["8"])
     h = F.silu(conv(F.silu(conv(h, net.wide, padding=1)), net.last))
-    assert h.shape == (5, 8, 1, 1)
     assert_same(net(x), h[:, :, 0, 0] @ net.head.weight[0] + net.head.bias)
 
 

@@ -406,10 +406,7 @@ BAD = {
     "a box too small": (lambda: kl(WIDE.log_prob, WIDE.log_prob, 2.0, 300), r"box = 2 with n = 300 holds 0\.911"),
     "a grid too coarse": (lambda: kl(NARROW.log_prob, WIDE.log_prob, 5.0, 100), "box = 5 with n = 100 holds"),
     "betas": (lambda: geometric(len, len, [0, 0.5]), "betas must run from 0 to 1"),
-    "kernels": (
-        lambda: ais([len] * 4, torch.ones(2, 2), [len]),
-        "one kernel for each of the 2 energies between; got 1",
-    ),
+    "kernels": (lambda: ais([len] * 4, torch.ones(2, 2), [len]), "each of the 2 energies between; got 1"),
     "delta": (lambda: lower_bound(torch.ones(3), 1.0), "delta must lie between 0 and 1; got 1.0"),
     "nodes": (lambda: from_grid(torch.zeros(3, 3), 2.0, torch.zeros(1, 2)), r"n >= 4; got \(3, 3\)"),
     "a cell": (lambda: bits_per_dim(torch.zeros(1), 1, 0), "a positive width of the cells; got 0"),

@@ -224,12 +224,10 @@ def _check(s: Tensor, way: str) -> None:
 
 def _mix(eps0: Tensor, eps1: Tensor, s: Tensor, way: str) -> Tensor:
     """`between` without its checks, for use inside a chain: s has the noise's dtype and device."""
-    s = s[:, None]
-    if way == "line":
-        weights = 1 - s, s
-    else:
+    weights = 1 - s[:, None], s[:, None]
+    if way != "line":
         angle = _angle(eps0, eps1) if way == "angle" else s.new_full((1,), math.pi / 2)
-        weights = _share(1 - s, angle), _share(s, angle)
+        weights = (torch.where(angle == 0, w, torch.sin(w * angle) / torch.sin(angle)) for w in weights)  # (n, B)
     w0, w1 = (w.reshape(*w.shape, *[1] * (eps0.ndim - 1)) for w in weights)
     return w0 * eps0 + w1 * eps1
 
@@ -240,11 +238,6 @@ def _angle(x: Tensor, y: Tensor) -> Tensor:
     apart, along = (torch.linalg.vector_norm(v, dim=1) for v in (x - y, x + y))
     angle = 2 * torch.atan2(apart, along)
     return torch.where(along < torch.finfo(x.dtype).eps ** 0.5, math.nan, angle)
-
-
-def _share(s: Tensor, angle: Tensor) -> Tensor:
-    """sin(s w) / sin(w) for s (n, 1) and angles w (B,): (n, B), and its limit s at w = 0."""
-    return torch.where(angle == 0, s, torch.sin(s * angle) / torch.sin(angle))
 
 
 def shared(
@@ -288,10 +281,9 @@ def interpolate(
     """Samples (n, B, *S) at s (n,) of the way between two runs (Figure 5).
 
     The runs are progressive sampling with rng0 and with rng1, each drawing x_T
-    of `shape` (B, *S) first; s = 0 and 1 give them. The noise that a chain
-    starts from and that of each step at each level is interpolated
-    (`between`). With `fresh` only the start is, and every chain draws its own
-    noise from there. Source: section 4.1.
+    of `shape` (B, *S) first; s = 0 and 1 give them. The noise of the start and
+    of every step is interpolated (`between`); with `fresh` only the start is,
+    and every chain draws its own noise from there. Source: section 4.1.
     """
     given = shared(rng0, rng1, s, way)
     size = len(s) * shape[0], *shape[1:]
