@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 Energy = Callable[[Tensor], Tensor]
+Rng = torch.Generator | None  # None: the global generator
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -30,14 +31,11 @@ def expand(value: float | Tensor, x: Tensor) -> float | Tensor:
 
 
 def checked(energy: Energy, x: Tensor) -> Tensor:
-    """Evaluate an energy and refuse any shape but (B,): a forgotten sum would mix gradients silently.
-
-    Raises ValueError when the energy does not return one number a sample.
-    """
-    value = energy(x)
-    if value.shape != x.shape[:1]:
+    """E(x); ValueError unless it has shape (B,): a forgotten sum would mix gradients silently."""
+    value, one_each = energy(x), x.shape[:1]
+    if value.shape != one_each:
         raise ValueError(
-            f"an energy must return shape {tuple(x.shape[:1])}, one number a sample; got {tuple(value.shape)}"
+            f"an energy must return shape {tuple(one_each)}, one number a sample; got {tuple(value.shape)}"
         )
     return value
 
@@ -51,22 +49,15 @@ def by_autograd(energy: Energy, x: Tensor, create_graph: bool = False) -> tuple[
     return (value, grad) if create_graph else (value.detach(), grad)
 
 
-_way: Callable[[Energy, Tensor], tuple[Tensor, Tensor]] = by_autograd
-
-
-def compute_by(way: Callable[[Energy, Tensor], tuple[Tensor, Tensor]]) -> None:
-    """Let `energy_and_grad` call way(energy, x) where no graph is kept; `engine.use` sets it."""
-    global _way
-    _way = way
+way: Callable[[Energy, Tensor], tuple[Tensor, Tensor]] = by_autograd  # where no graph is kept; `engine.use` sets it
 
 
 def energy_and_grad(energy: Energy, x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-    """E(x) of shape (B,) and grad E(x) of shape (B, *S), in the way that `engine.use` has set.
+    """E(x) (B,) and grad E(x) (B, *S) as `engine.use` has set; detached unless `create_graph`, which is plain autograd.
 
-    The gradient of the sum is the per-sample gradient because energies have no batch coupling. Both are detached unless
-    `create_graph`, which is always plain autograd; weight gradients are never computed.
+    The gradient of the sum is the per-sample gradient because energies have no batch coupling.
     """
-    return by_autograd(energy, x, create_graph=True) if create_graph else _way(energy, x)
+    return by_autograd(energy, x, create_graph=True) if create_graph else way(energy, x)
 
 
 @contextmanager

@@ -7,14 +7,15 @@ engine.use("compile:reduce-overhead+bfloat16")                          # the sa
 import os
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from types import CellType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, by_autograd, checked, compute_by
+from ebmlib import core
+from ebmlib.core import Energy, by_autograd, checked
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch.compile
 PARTS = ("compile", *(f"compile:{mode}" for mode in MODES), "bfloat16", "channels-last")
@@ -24,40 +25,35 @@ backend = "inductor"  # of torch.compile
 
 _parts: frozenset[str] = frozenset()
 _mode: str | None = None  # of torch.compile, None where nothing is compiled
-_level: dict[Any, int] = {}  # by backend, mode and energy: how many of ATTEMPTS have failed
-_functions: dict[Any, tuple[Callable, Callable]] = {}  # by backend and mode: the compiled halves of ATTEMPTS
+_failed: dict[Any, int] = {}  # by backend, mode and energy: how many of the ways to compile it have failed
 
 
 def use(mode: str) -> None:
     """Set how gradients are computed from here on.
 
-    `mode` is "plain", or some of these words joined by "+":
+    `mode` is "plain" or some of these joined by "+"; else ValueError.
 
-    - "compile": energy and gradient as one function of torch.compile, else the
-      energy alone; equal to the plain way to about 1e-5 of the gradient's
-      size. What cannot be compiled is computed plainly, with one warning.
-    - "compile:MODE": with one of torch.compile's modes, see `MODES`. On a GPU
+    - "compile": by torch.compile, to about 1e-5 of the gradient's size; what
+      cannot be compiled is computed plainly, with one warning.
+    - "compile:MODE": in one of torch.compile's modes, see `MODES`. On a GPU
       "reduce-overhead" replays a CUDA graph in place of Python's calls.
     - "bfloat16": autocast for the net, to a few hundredths of the gradient's
       size; states, updates and returned energies keep their own type.
-    - "channels-last": images (B, C, H, W) lie in memory as convolutions are
-      fastest; the same numbers up to rounding.
-
-    Gradients that keep their graph are plain. ValueError for another word.
+    - "channels-last": images (B, C, H, W) in the layout that suits
+      convolutions. Gradients that keep their graph are always plain.
     """
     global _parts, _mode
-    words = mode.split("+")
+    words = frozenset(mode.split("+"))
     compiled = [word for word in words if word.startswith("compile")]
-    known = words == ["plain"] or set(words) <= set(PARTS)
+    known = words == {"plain"} or words <= set(PARTS)
     if not known or len(compiled) > 1:
         allowed = f"plain, or some of {', '.join(PARTS)} joined by +"
         raise ValueError(f"the engine is {mode!r}; allowed is {allowed}")
-    _parts = frozenset(words)
-    _mode = None
+    _parts, _mode = words, None
     if compiled:
         _mode = compiled[0].partition(":")[2] or "default"
-    plain = _mode is None and "bfloat16" not in _parts
-    compute_by(by_autograd if plain else _chosen)
+    rounded = "bfloat16" in words
+    core.way = _chosen if compiled or rounded else by_autograd
 
 
 def in_layout(x: Tensor) -> Tensor:
@@ -94,37 +90,29 @@ def _value_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     return value, grad
 
 
-def _whole(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Forward and backward in one graph, the fastest way. Nets with normalized weights or mixed layouts may refuse."""
-    with torch.no_grad():
-        return _functions[backend, _mode][0](energy, x.detach())
-
-
-def _halves(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The energy compiled, its gradient by autograd."""
-    return by_autograd(lambda point: _functions[backend, _mode][1](energy, point), x)
-
-
-ATTEMPTS = (_whole, _halves, by_autograd)
+@cache
+def _functions(backend: Any, mode: str) -> tuple[Callable, Callable]:
+    """Energy and gradient as one compiled function of (energy, x), and the energy alone."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
+    # fullgraph, because a break in the graph would hide itself
+    compiled = partial(torch.compile, backend=backend, mode=mode, fullgraph=True)
+    return compiled(_value_and_grad), compiled(checked)
 
 
 def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """By the first of ATTEMPTS that works for this energy."""
-    if (backend, _mode) not in _functions:
-        # fullgraph, because a break in the graph would hide itself
-        compiler = partial(torch.compile, backend=backend, mode=_mode, fullgraph=True)
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILES)
-        _functions[backend, _mode] = compiler(_value_and_grad), compiler(checked)
+    """Energy and gradient in one graph, the fastest; else the energy compiled and autograd; else by autograd alone."""
+    whole, value = _functions(backend, _mode)
     key = backend, _mode, _key(energy)
-    level = _level.setdefault(key, 0)
+    failed = _failed.get(key, 0)
     try:
-        return ATTEMPTS[level](energy, x)
+        if failed == 0:  # nets with normalized weights or mixed layouts may refuse
+            with torch.no_grad():
+                return whole(energy, x.detach())
+        return by_autograd(partial(value, energy) if failed == 1 else energy, x)
     except Exception as error:
-        if level == len(ATTEMPTS) - 1:
-            raise
         pair = by_autograd(energy, x)  # where the energy itself is wrong, its own error is the one to show
-        _level[key] = level + 1
-        if level == len(ATTEMPTS) - 2:
+        _failed[key] = failed + 1
+        if failed == 1:
             name = getattr(energy, "__qualname__", type(energy).__name__)
             reason = str(error).strip().replace("\n", " ")[:200]
             warnings.warn(f"the energy {name} runs plainly, since it could not be compiled: {reason}", stacklevel=5)

@@ -3,22 +3,17 @@
 import torch
 from torch import Tensor, nn
 
-from ebmlib.core import Energy, checked, energy_and_grad, evaluating, expand, flat_sum
+from ebmlib.core import Energy, Rng, checked, energy_and_grad, evaluating, expand, flat_sum
 
 
 def contrastive(
-    pos: Tensor,
-    neg: Tensor,
-    *,
-    weight: Tensor | float = 1.0,
-    l2: float = 0.0,
+    pos: Tensor, neg: Tensor, *, weight: Tensor | float = 1.0, l2: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean of weight (E(x+) - E(x-)) plus l2 (E(x+)^2 + E(x-)^2), and stats.
 
     pos and neg are energies (B,) of data and of samples without a graph,
     weight is 1 or (B,). The gradient is that of maximum likelihood (DRL,
-    Eq. 3). stats["gap"] = mean E(x-) - mean E(x+) is positive while samples
-    are less likely than data.
+    Eq. 3). stats["gap"] > 0 while samples are less likely than data.
     """
     if pos.ndim != 1 or neg.ndim != 1:
         shapes = f"{tuple(pos.shape)} and {tuple(neg.shape)}"
@@ -34,9 +29,8 @@ def kl_opt(energy: nn.Module, x_neg: Tensor) -> Tensor:
     """Mean of E(x-) with frozen weights: their gradient comes through x-.
 
     x- (B, *S) must keep the graph of the chain's last steps (ValueError if
-    not). Runs under `evaluating`, so spectral norm does not move. Source:
-    improved CD, supplement, Eq. 7 (its energy half); over a whole chain, the
-    self-adversarial generator loss.
+    not). Source: improved CD, supplement, Eq. 7 (its energy half); over a
+    whole chain, the self-adversarial generator loss.
     """
     if not x_neg.requires_grad:
         how = "take the last step with differentiable=True"
@@ -48,10 +42,9 @@ def kl_opt(energy: nn.Module, x_neg: Tensor) -> Tensor:
 def entropy_nn(x: Tensor, reference: Tensor, floor: float = 1e-4) -> Tensor:
     """Mean log distance from x (B, *S) to its nearest of `reference` (M, *S).
 
-    The reference takes no gradient. For M samples of x's own distribution it
-    grows as entropy / d. A distance below `floor` (in units of x) counts as
-    `floor`: the loss stays finite, and a sample that meets a reference gets no
-    gradient. Source: the entropy of improved CD's Eq. 7, as in its code.
+    For M samples of x's own distribution it grows as entropy / d. A distance
+    below `floor` (in units of x) counts as `floor`, without a gradient; the
+    reference takes none. Source: improved CD's Eq. 7, as in its code.
     """
     if x.shape[1:] != reference.shape[1:] or not len(reference):
         got = f"{tuple(x.shape)} and {tuple(reference.shape)}"
@@ -69,16 +62,15 @@ def denoising_score_matching(
     energy: Energy,
     x: Tensor,
     sigma: float | Tensor,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
     *,
     weight: float | Tensor = 1.0,
 ) -> Tensor:
     """Mean of weight / 2 |sigma grad E(x + sigma n) - n|^2 for n ~ N(0, I).
 
-    E learns the distribution of x (B, *S) plus the noise. sigma (positive, in
-    units of x) and weight are floats or (B,). Keeps a graph to E's weights.
-    Source: Vincent (2011), Eq. 9, times sigma^2. For x ~ N(0, s^2 I) the
-    optimum is d/2 s^2 / (s^2 + sigma^2), not 0.
+    E learns the distribution of x (B, *S) plus the noise; the least value is
+    not 0. sigma (positive, in units of x) and weight are floats or (B,).
+    Source: Vincent (2011), Eq. 9, times sigma^2.
     """
     if not bool((torch.as_tensor(sigma) > 0).all()):
         raise ValueError(f"every sigma must be positive; got {sigma}")
@@ -100,12 +92,10 @@ def elbo(
     """Minus the evidence lower bound: beta KL(q || N(0, I)) - log p(x | z).
 
     log_lik (B,) in nats at one draw z of q; mean and log_std (B, d) of the
-    Gaussian q(z | x), whose KL is in closed form. beta rises from 0 to 1 where
-    the KL term is annealed; stats["elbo"] is the bound itself, at beta = 1.
-    Source: VAEBM, Eq. 3.
+    Gaussian q(z | x), whose KL is in closed form. stats["elbo"] is the bound
+    itself, at beta = 1. Source: VAEBM, Eq. 3.
     """
-    good = mean.shape == log_std.shape and len(mean) == len(log_lik)
-    if log_lik.ndim != 1 or not good:
+    if mean.shape != log_std.shape or log_lik.shape != mean.shape[:1]:
         got = [tuple(part.shape) for part in (log_lik, mean, log_std)]
         takes = "log likelihoods (B,) and q's mean and log_std (B, d)"
         raise ValueError(f"elbo takes {takes}; got {got}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, checked
+from ebmlib.core import Energy, Rng, checked
 from ebmlib.samplers import Info, tune
 
 Kernel = Callable[..., tuple[Tensor, Info]]  # kernel(energy, x, rng=rng), leaving exp(-energy) invariant
@@ -45,12 +45,10 @@ def from_grid(values: Tensor, box: float, x: Tensor) -> Tensor:
     """Values (n, n) on `grid(box, n)` at points x (B, 2), interpolated: (B,).
 
     Keys' cubic convolution (1981) in float64: exact for quadratics, of third
-    order elsewhere. The outermost cell and what lies beyond is extrapolated
-    from the four last rows. ValueError for n below 4.
+    order elsewhere; the outermost cell and what lies beyond is extrapolated.
     """
-    n = len(values)
-    if values.shape != (n, n) or n < 4:
-        got = tuple(values.shape)
+    n, got = len(values), tuple(values.shape)
+    if got != (n, n) or n < 4:
         raise ValueError(f"values must be (n, n) with n >= 4; got {got}")
     rows, columns, t = _around(n, box, x)
     inner = 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3
@@ -83,15 +81,14 @@ def kl(
 ) -> Tensor:
     """KL(p || q) in nats by the midpoint rule on [-box, box]^2, of two normalized log densities (B, 2) -> (B,).
 
-    Cells where p vanishes count 0. p is divided by its mass on the grid, which must be within 1 % of 1 (ValueError).
+    p is divided by its mass on the grid, which must be within 1 % of 1 (ValueError).
     """
     lp, lq = on_grid(log_p, box, n, device=device), on_grid(log_q, box, n, device=device)
     p = lp.exp() * (2 * box / n) ** 2
     mass = p.sum()
     if abs(float(mass) - 1) > 0.01:
-        raise ValueError(
-            f"kl needs p's mass inside the box: box = {box:g} with n = {n} holds {float(mass):.3f}, not .99 to 1.01"
-        )
+        held = f"box = {box:g} with n = {n} holds {float(mass):.3f}, not .99 to 1.01"
+        raise ValueError(f"kl needs p's mass inside the box: {held}")
     return torch.where(p > 0, p * (lp - lq), 0.0).sum() / mass - mass.log()
 
 
@@ -102,14 +99,13 @@ def draw(
     box: float,
     n: int = 600,
     slack: float = 1.0,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """Exact samples (count, 2) of exp(-E) cut to [-box, box]^2, by rejection.
 
     A cell is drawn by its midpoint's mass, a uniform point of it is kept with
-    probability exp(E_mid - E(x) - slack). On the generator's device.
-    RuntimeError where E falls more than `slack` nats below its cell's
-    midpoint: the cells are too coarse.
+    probability exp(E_mid - E(x) - slack). RuntimeError where E falls more than
+    `slack` nats below its cell's midpoint. On the generator's device.
     """
     device = None if rng is None else rng.device
     values = on_grid(energy, box, n, device=device)
@@ -157,20 +153,18 @@ def ais(
     x: Tensor,
     kernels: Kernel | Sequence[Kernel],
     *,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
 ) -> tuple[Tensor, Annealed]:
     """Annealed importance sampling: log w = sum_k E_k(x_k) - E_{k+1}(x_k).
 
     x_0 = x (B, *S) are exact draws of exp(-E_0); x_k is x_{k-1} moved by the
-    kernel of E_k, one for all or one for each energy between the ends. If the
+    kernel of E_k, one for all or one for each energy between the ends. If
     kernels leave their densities invariant, E[w] = Z_last / Z_first, mixed or
-    not; the bias of another kernel (ULA) stays in E[w]. On the reversed path,
-    with draws of the last density, it is reverse AIS: E[w] = Z_first / Z_last.
+    not. With draws of the last density on the reversed path it is reverse AIS.
     Source: Neal (2001), section 2.
     """
     between = len(path) - 2
-    if callable(kernels):
-        kernels = [kernels] * between
+    kernels = [kernels] * between if callable(kernels) else kernels
     if len(kernels) != between:
         wanted = f"one kernel for each of the {between} energies between"
         raise ValueError(f"ais needs {wanted}; got {len(kernels)}")
@@ -185,13 +179,8 @@ def ais(
     return x, Annealed(log_w, means)
 
 
-def tuned(
-    path: Sequence[Energy], x: Tensor, kernel: Kernel, step: float, K: int, *, rng: torch.Generator | None = None
-) -> list[Kernel]:
-    """Kernels of K steps for `ais`, each at the step that `tune` finds on pilot chains x that walk the path.
-
-    Weigh other chains than the pilots: a step that depends on the chain that it moves leaves no density invariant.
-    """
+def tuned(path: Sequence[Energy], x: Tensor, kernel: Kernel, step: float, K: int, *, rng: Rng = None) -> list[Kernel]:
+    """Kernels of K steps for `ais`, each at the step that `tune` finds on pilot chains x, which must not be weighed."""
     kernels = []
     for energy in path[1:-1]:
         step, x = tune(kernel, energy, x, step, K=10, rng=rng)
@@ -200,20 +189,16 @@ def tuned(
 
 
 def estimate(log_w: Tensor) -> Estimate:
-    """log of the mean of w (B,), se = sd(w) / (mean(w) sqrt(B)), ESS = (sum w)^2 / sum w^2 (Kong, 1992).
-
-    The weights' mean is unbiased, its log is low by about se^2 / 2. Few weights that dominate make se itself too small.
-    """
+    """log of the mean of w (B,), low by about se^2 / 2; se = sd(w) / (mean(w) sqrt(B)), ESS = (sum w)^2 / sum w^2."""
     return importance_chain(log_w[None])
 
 
 def importance_chain(log_w: Tensor) -> Estimate:
     """Sum over levels of log mean_i w_{k,i}, from log_w (T, M).
 
-    log w_{k,i} = E_k(y_i) - E_{k+1}(y_i) at samples y_i of exp(-E_k): unlike
-    AIS it needs samples of every level. The error is that of the sum over k of
-    w_{k,i} / mean(w_k), since the levels' i-th samples may come from one
-    chain; ess is the smallest of the levels'.
+    log w_{k,i} = E_k(y_i) - E_{k+1}(y_i) at samples y_i of exp(-E_k). The
+    error is that of the sum over k of w_{k,i} / mean(w_k), since the levels'
+    i-th samples may come from one chain; ess is the smallest of the levels'.
     Source: DRL, Eqs. 33 to 36, f = -E.
     """
     log_w = log_w.double()
@@ -228,10 +213,9 @@ def importance_chain(log_w: Tensor) -> Estimate:
 def lower_bound(log_w: Tensor, delta: float) -> Tensor:
     """A number above log E[w] with probability at most delta.
 
-    From log_w (*, B), for independent w >= 0 of any variance. Whoever bets
-    the share s on w / E[w] > 1 holds prod_i (1 - s + s w_i / E[w]), of mean 1:
-    above 1 / delta with probability at most delta (Markov). The bound is the z
-    in E[w]'s place at which the mean over s = 1, 1/2, .. is 1 / delta.
+    From log_w (*, B), for independent w >= 0 of any variance: Markov's
+    inequality for the mean over s = 1, 1/2, .. of prod_i (1 - s + s w_i / z),
+    which is 1 at z = E[w]. The bound is the z at which it is 1 / delta.
     Source: Waudby-Smith and Ramdas (2024), a fixed mixture of bets.
     """
     if not 0 < delta < 1:
@@ -256,8 +240,7 @@ def lower_bound(log_w: Tensor, delta: float) -> Tensor:
 def bracket(forward: Tensor, reverse: Tensor, delta: float = 0.05) -> tuple[Tensor, Tensor]:
     """(low, high) that holds log Z with probability 1 - delta at least, from log weights (B,) of AIS and reverse AIS.
 
-    It needs exact starts at both ends and invariant kernels, and nothing of the weights' variance or of mixing: bad
-    annealing makes it wide, not wrong. Stochastic bounds: Grosse et al. (2015); their confidence: `lower_bound`.
+    It needs exact starts at both ends and invariant kernels; bad annealing makes it wide, not wrong (`lower_bound`).
     """
     return lower_bound(forward, delta / 2), -lower_bound(reverse, delta / 2)
 
@@ -265,8 +248,8 @@ def bracket(forward: Tensor, reverse: Tensor, delta: float = 0.05) -> tuple[Tens
 def bits_per_dim(log_density: Tensor, d: int, width: float) -> Tensor:
     """-log2 p(x) / d - log2(width): bits a dimension for x uniform in its cell, from log p(x) (B,) in nats.
 
-    `width` is that of a cell in units of x: 2 / 256 for 256 levels on [-1, 1], which adds 7. The mean over uniform
-    draws in the cells is at least the bits of the cells themselves, by Jensen's inequality (Theis et al., 2016).
+    `width` is a cell's in units of x, 2 / 256 for 256 levels on [-1, 1]. On average at least the bits of the cells
+    themselves (Theis et al., 2016).
     """
     if not width > 0:
         raise ValueError(f"bits_per_dim needs a positive width of the cells; got {width!r}")

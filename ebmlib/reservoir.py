@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmlib.core import expand
+from ebmlib.core import Rng, expand
 
-Starts = Callable[[int, torch.Generator | None], Tensor]  # (n, rng) to n starts of chains (n, *S)
+Starts = Callable[[int, Rng], Tensor]  # (n, rng) to n starts of chains (n, *S)
 STORED = ("float32", "uint8")
 
 
@@ -16,21 +16,13 @@ class Reservoir:
     """`capacity` samples on the device of `noise(n, rng) -> (n, *S)`, which fills it and restarts chains.
 
     `stored` "uint8" keeps one byte a number: x in [low, high] (clamped) is rounded to 256 values, and `draw` gives
-    floats again, off by at most (high - low) / 510. state_dict holds the samples; `training.fit` saves them in `state`.
-    Source: improved CD restarts .1 % of the chains, IGEBM and JEM 5 %; all three keep 10,000 samples.
+    floats again, off by at most (high - low) / 510. Source: improved CD restarts .1 % of the chains, IGEBM and JEM 5 %.
     """
 
     def __init__(
-        self,
-        noise: Starts,
-        rng: torch.Generator | None = None,
-        *,
-        capacity: int = 10_000,
-        restart: float = 1e-3,
-        stored: str = "float32",
-        low: float = 0.0,
-        high: float = 1.0,
-    ):
+        self, noise: Starts, rng: Rng = None, *,
+        capacity: int = 10_000, restart: float = 1e-3, stored: str = "float32", low: float = 0.0, high: float = 1.0,
+    ):  # fmt: skip
         if not isinstance(capacity, int) or capacity < 1:
             raise ValueError(f"a reservoir's capacity must be a whole number of at least 1, not {capacity!r}")
         if not 0 <= restart <= 1:
@@ -44,20 +36,17 @@ class Reservoir:
         if len(self.x) != capacity:
             raise ValueError(f"a reservoir's noise must give as many samples as asked: {capacity}, not {len(self.x)}")
 
-    def __len__(self) -> int:
-        return len(self.x)
-
     def draw(
         self,
         n: int,
-        rng: torch.Generator | None = None,
+        rng: Rng = None,
         *,
         restart: float | None = None,
     ) -> Tensor:
-        """n samples (n, *S), float32, drawn from the kept ones.
+        """n of the kept samples (n, *S), float32, with replacement.
 
-        With replacement; each is fresh noise with probability `restart`
-        instead (None: the reservoir's own share, 0: past samples only).
+        Each is fresh noise instead with probability `restart` (None: the
+        reservoir's own share).
         """
         on = {"generator": rng, "device": self.x.device}
         x = self._unpacked(self.x[torch.randint(len(self.x), (n,), **on)])
@@ -67,7 +56,7 @@ class Reservoir:
         fresh = expand(torch.rand(n, **on) < restart, x)
         return torch.where(fresh, self.noise(n, rng).to(x), x)
 
-    def push(self, x: Tensor, rng: torch.Generator | None = None) -> None:
+    def push(self, x: Tensor, rng: Rng = None) -> None:
         """Let x (n, *S), n up to the capacity, take n different places at random; x's graph is not kept."""
         if x.shape[1:] != self.x.shape[1:] or len(x) > len(self.x):
             shape = f"samples of shape {tuple(self.x.shape[1:])}, at most {len(self.x)} at once"
@@ -79,12 +68,10 @@ class Reservoir:
         return {"x": self.x, "low": self.low, "high": self.high}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        x = state["x"]
-        saved = (tuple(x.shape), x.dtype, state["low"], state["high"])
-        own = (tuple(self.x.shape), self.x.dtype, self.low, self.high)
+        saved, own = ((tuple(s["x"].shape), s["x"].dtype, s["low"], s["high"]) for s in (state, self.state_dict()))
         if saved != own:
             raise ValueError(f"the saved reservoir has shape, type and range {saved}, this one {own}")
-        self.x.copy_(x)
+        self.x.copy_(state["x"])
 
     def _packed(self, x: Tensor) -> Tensor:
         x = x.detach().float()

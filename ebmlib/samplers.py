@@ -12,7 +12,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ebmlib import engine  # reads EBMLIB_ENGINE, too
-from ebmlib.core import Energy, checked, energy_and_grad, expand, flat_sum
+from ebmlib.core import Energy, Rng, checked, energy_and_grad, expand, flat_sum
 
 Scalar = float | Tensor
 Pair = tuple[Scalar, Scalar]
@@ -22,15 +22,11 @@ Seen = tuple[Tensor, Tensor] | None  # (E(x), grad E(x)) where a gradient was la
 
 
 class Info(NamedTuple):
-    """What a chain knows at its end; each is (B,) and stays on the device.
+    """What a chain knows at its end; each is (B,) and stays on the device."""
 
-    energy and grad_norm belong to the last point where a gradient was taken (NaN if none was);
-    acceptance is the mean acceptance probability, 1 for chains without a correction.
-    """
-
-    energy: Tensor
-    grad_norm: Tensor
-    acceptance: Tensor
+    energy: Tensor  # at the last point where a gradient was taken; NaN if none was
+    grad_norm: Tensor  # at the same point
+    acceptance: Tensor  # mean acceptance probability, 1 for chains without a correction
 
 
 def temperature(a: Scalar, b: Scalar) -> Scalar:
@@ -80,33 +76,26 @@ def noise_like(x: Tensor, rng: NoiseSource) -> Tensor:
     return torch.randn_like(x, generator=rng, memory_format=torch.contiguous_format)
 
 
-def _is_zero(value: Scalar) -> bool:
-    return not isinstance(value, Tensor) and value == 0
-
-
-def _norm(grad: Tensor) -> Tensor:
-    return flat_sum(grad.detach() ** 2).sqrt()
-
-
 def _plus(x: Tensor, factor: Scalar, y: Tensor) -> Tensor:
     """x + factor y, in one pass over memory where the factor is a plain number."""
     return x + expand(factor, x) * y if isinstance(factor, Tensor) else torch.add(x, y, alpha=factor)
 
 
-def _info(x: Tensor, seen: Seen) -> Info:
+def _info(x: Tensor, seen: Seen, acceptance: Tensor | None = None) -> Info:
     nothing = x.new_full(x.shape[:1], math.nan)
-    value, grad_norm = (nothing, nothing) if seen is None else (seen[0].detach(), _norm(seen[1]))
-    return Info(value, grad_norm, torch.ones_like(nothing))
+    value, *grad = seen or (nothing,)
+    norm = flat_sum(grad[0].detach() ** 2).sqrt() if grad else nothing
+    return Info(value.detach(), norm, torch.ones_like(nothing) if acceptance is None else acceptance)
 
 
 def _update(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng, clip, project, graph: bool) -> tuple[Tensor, Seen]:
     """x' = x - a grad E(x) + b xi and (E(x), grad E(x)); None in its place where a = 0, which takes no gradient."""
     seen = None
-    if not _is_zero(a):
+    if isinstance(a, Tensor) or a != 0:
         seen = energy_and_grad(energy, x, create_graph=graph)
         grad = seen[1] if clip is None else seen[1].clamp(-clip, clip)
         x = _plus(x, -a, grad)
-    if not _is_zero(b):
+    if isinstance(b, Tensor) or b != 0:
         x = _plus(x, b, noise_like(x, rng))
     x = x if project is None else project(x)
     return x if graph else x.detach(), seen
@@ -114,7 +103,7 @@ def _update(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng, clip, project,
 
 def _recomputed(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng, *rest) -> tuple[Tensor, Seen]:
     """`_update` that keeps x and its noise alone for the backward pass, which runs it again."""
-    noise = None if _is_zero(b) else noise_like(x, rng)  # drawn once: the second run needs the same
+    noise = noise_like(x, rng) if isinstance(b, Tensor) or b != 0 else None  # once: the second run needs the same
     again = lambda x: _update(energy, x, a, b, lambda _: noise, *rest)
     return torch.utils.checkpoint.checkpoint(again, x, use_reentrant=False)
 
@@ -135,9 +124,8 @@ def langevin_step(
     x is (B, *S); a and b are floats or (B,), in units of x^2 / energy and x.
     `clip` bounds each entry of the gradient, `project` is applied last (a
     clamp, say), `differentiable` keeps the graph from x' to x and the weights.
-    A function in place of `rng` gives the noise xi = rng(x), so that chains
-    can share it. Source: Eq. 4 of the recovery-likelihood paper with
-    a = delta^2 / 2, b = delta.
+    A function in place of `rng` gives the noise xi = rng(x). Source: DRL,
+    Eq. 4, with a = delta^2 / 2 and b = delta.
     """
     x, seen = _update(energy, x, a, b, rng, clip, project, differentiable)
     return x, _info(x, seen)
@@ -157,19 +145,17 @@ def langevin(
 ) -> tuple[Tensor, Info]:
     """Run one `langevin_step` for each pair (a, b) of the schedule.
 
-    x is (B, *S) and comes back detached; an empty schedule returns it as it
-    is. `callback(k, x)` sees the state after step k. The last `differentiable`
-    steps keep their graph (True: all; 1: improved CD's truncated graph), and
-    memory grows with them; the start takes no gradient.
-    `recompute` keeps their states and noise alone and runs each step again in
-    the backward pass: the same gradient for the chain's time once more. The
-    energy must then draw no random numbers, and its net must be as it was in
-    the chain: frozen or not, in training mode or not.
+    x (B, *S) comes back detached, but for the graph of the last
+    `differentiable` steps (True: all; 1: improved CD's); the start takes no
+    gradient. `recompute` keeps their states and noise alone and runs each step
+    again in the backward pass: the energy must draw no random numbers, and its
+    net be in the mode that it was in. `callback(k, x)` sees every state.
     """
     n = len(schedule)
     kept = n if differentiable is True else int(differentiable)
     if not 0 <= kept <= n:
-        raise ValueError(f"differentiable = {kept} steps; the schedule has {n}")
+        has = f"the schedule has {n}"
+        raise ValueError(f"differentiable = {kept} steps; {has}")
     x, seen = engine.in_layout(x.detach()), None
     for k, (a, b) in enumerate(schedule):
         graph = k >= n - kept
@@ -181,20 +167,28 @@ def langevin(
     return x, _info(x, seen)
 
 
-def _accept(log_ratio: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Metropolis decision (B,) and acceptance probability (B,); a NaN log ratio is a rejection."""
-    log_ratio = torch.nan_to_num(log_ratio, nan=-math.inf, posinf=0.0, neginf=-math.inf).clamp(max=0)
-    uniform = torch.rand(log_ratio.shape, generator=rng, dtype=log_ratio.dtype, device=log_ratio.device)
-    return uniform.log() < log_ratio, log_ratio.exp()
+def _corrected(
+    state: Sequence[Tensor], propose: Callable, K: int, rng: Rng, callback: Callback = None
+) -> tuple[Tensor, Info]:
+    """K Metropolis steps on state = (x, E(x)) or (x, E(x), grad E(x)); propose(*state) gives (new state, log ratio).
 
-
-def _pick(accept: Tensor, new: Sequence[Tensor], old: Sequence[Tensor]) -> list[Tensor]:
-    """The entries of each tensor (B, *S) of `new` where accepted (B,), else those of `old`."""
-    return [torch.where(expand(accept, one), one, other) for one, other in zip(new, old, strict=True)]
+    A NaN log ratio is a rejection.
+    """
+    total = torch.zeros_like(state[1])
+    for k in range(K):
+        new, log_ratio = propose(*state)
+        log_ratio = torch.nan_to_num(log_ratio, nan=-math.inf, posinf=0.0, neginf=-math.inf).clamp(max=0)
+        uniform = torch.rand(log_ratio.shape, generator=rng, dtype=log_ratio.dtype, device=log_ratio.device)
+        accept = uniform.log() < log_ratio
+        state = [torch.where(expand(accept, one), one, other) for one, other in zip(new, state, strict=True)]
+        total = total + log_ratio.exp()
+        if callback is not None:
+            callback(k, state[0])
+    return state[0], _info(state[0], state[1:], total / max(K, 1))
 
 
 def mala(
-    energy: Energy, x: Tensor, step: Scalar, K: int, *, rng: torch.Generator | None = None, callback: Callback = None
+    energy: Energy, x: Tensor, step: Scalar, K: int, *, rng: Rng = None, callback: Callback = None
 ) -> tuple[Tensor, Info]:
     """Langevin proposals x - step grad E + sqrt(2 step) xi with a Metropolis correction: exact for exp(-E) at any step.
 
@@ -202,19 +196,15 @@ def mala(
     """
     x = engine.in_layout(x.detach())
     eps, b = expand(step, x), expand((2 * step) ** 0.5, x)
-    value, grad = energy_and_grad(energy, x)
-    total = torch.zeros_like(value)
-    for k in range(K):
+
+    def propose(x: Tensor, value: Tensor, grad: Tensor) -> tuple[Sequence[Tensor], Tensor]:
         proposal = x - eps * grad + b * noise_like(x, rng)
         new_value, new_grad = energy_and_grad(energy, proposal)
         forward = flat_sum((proposal - x + eps * grad) ** 2 / (4 * eps))
         backward = flat_sum((x - proposal + eps * new_grad) ** 2 / (4 * eps))
-        accept, probability = _accept(value - new_value + forward - backward, rng)
-        x, value, grad = _pick(accept, (proposal, new_value, new_grad), (x, value, grad))
-        total = total + probability
-        if callback is not None:
-            callback(k, x)
-    return x, Info(value, _norm(grad), total / max(K, 1))
+        return (proposal, new_value, new_grad), value - new_value + forward - backward
+
+    return _corrected((x, *energy_and_grad(energy, x)), propose, K, rng, callback)
 
 
 def independence(
@@ -222,7 +212,7 @@ def independence(
     x: Tensor,
     K: int = 1,
     *,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
 ) -> tuple[Tensor, Info]:
     """K Metropolis steps with proposals from N(0, I), whatever x is.
 
@@ -230,25 +220,20 @@ def independence(
     barrier, and is accepted often only where exp(-E) is close to N(0, I), as
     in the noise space of a decoder. Source: Tierney (1994), section 2.3.3.
     """
-    x = x.detach()
+
+    def propose(x: Tensor, value: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        proposal = noise_like(x, rng)
+        new_value = checked(energy, proposal)
+        here = value - 0.5 * flat_sum(x**2)
+        there = new_value - 0.5 * flat_sum(proposal**2)
+        return (proposal, new_value), here - there
+
     with torch.no_grad():
-        value = checked(energy, x)
-        total = torch.zeros_like(value)
-        for _ in range(K):
-            proposal = noise_like(x, rng)
-            new_value = checked(energy, proposal)
-            here = value - 0.5 * flat_sum(x**2)
-            there = new_value - 0.5 * flat_sum(proposal**2)
-            accept, probability = _accept(here - there, rng)
-            new, old = (proposal, new_value), (x, value)
-            x, value = _pick(accept, new, old)
-            total = total + probability
-    return x, Info(value, torch.full_like(value, math.nan), total / max(K, 1))
+        state = x.detach(), checked(energy, x)
+        return _corrected(state, propose, K, rng)
 
 
-def leapfrog(
-    energy: Energy, x: Tensor, p: Tensor, grad: Tensor, step: Scalar, L: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def leapfrog(energy: Energy, x: Tensor, p: Tensor, grad: Tensor, step: Scalar, L: int) -> tuple[Tensor, ...]:
     """L leapfrog steps of size `step` for H = E(x) + |p|^2 / 2; returns (x, p, E(x), grad E(x)).
 
     Reversible (negate p) and of second order in the step. Source: Neal (2011), section 5.2.3.
@@ -270,7 +255,7 @@ def hmc(
     K: int,
     *,
     L: int = 2,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
     callback: Callback = None,
 ) -> tuple[Tensor, Info]:
     """K trajectories of L leapfrog steps, each with a Metropolis correction.
@@ -280,37 +265,25 @@ def hmc(
     """
     if L < 1:
         raise ValueError(f"hmc needs at least one leapfrog step; got L = {L}")
-    x = engine.in_layout(x.detach())
-    value, grad = energy_and_grad(energy, x)
-    total = torch.zeros_like(value)
-    for k in range(K):
-        p, old = noise_like(x, rng), (x, value, grad)
+
+    def propose(x: Tensor, value: Tensor, grad: Tensor):
+        p = noise_like(x, rng)
         new_x, new_p, *new = leapfrog(energy, x, p, grad, step, L)
         kinetic = 0.5 * (flat_sum(p**2) - flat_sum(new_p**2))
-        accept, probability = _accept(value - new[0] + kinetic, rng)
-        x, value, grad = _pick(accept, (new_x, *new), old)
-        total = total + probability
-        if callback is not None:
-            callback(k, x)
-    return x, Info(value, _norm(grad), total / max(K, 1))
+        return (new_x, *new), value - new[0] + kinetic
+
+    x = engine.in_layout(x.detach())
+    state = x, *energy_and_grad(energy, x)
+    return _corrected(state, propose, K, rng, callback)
 
 
 def tune(
-    kernel: Callable[..., tuple[Tensor, Info]],
-    energy: Energy,
-    x: Tensor,
-    step: float,
-    *,
-    K: int = 20,
-    low: float = 0.6,
-    high: float = 0.9,
-    rounds: int = 60,
-    rng: torch.Generator | None = None,
-) -> tuple[float, Tensor]:
+    kernel: Callable[..., tuple[Tensor, Info]], energy: Energy, x: Tensor, step: float, *,
+    K: int = 20, low: float = 0.6, high: float = 0.9, rounds: int = 60, rng: Rng = None,
+) -> tuple[float, Tensor]:  # fmt: skip
     """Scale `step` until the mean acceptance of `kernel(energy, x, step, K)` over x's chains lies in [low, high].
 
-    Returns (step, x after the runs). Raises RuntimeError if `rounds` rounds of K steps do not get there.
-    Source: section 4.2 of the recovery-likelihood paper ([.6, .9]).
+    Returns (step, x after the runs); RuntimeError if `rounds` rounds do not get there. Source: DRL, section 4.2.
     """
     factor, before, acceptance = 2.0, 0, math.nan
     for _ in range(rounds):
@@ -322,6 +295,5 @@ def tune(
         # A change of direction means that the window was stepped over: take half the (log) stride.
         factor = factor**0.5 if before == -direction else factor
         step, before = step * factor**direction, direction
-    raise RuntimeError(
-        f"tune found no step size with acceptance in [{low}, {high}]; last: {step:.3g} with {acceptance:.2f}"
-    )
+    last = f"last: {step:.3g} with {acceptance:.2f}"
+    raise RuntimeError(f"tune found no step size with acceptance in [{low}, {high}]; {last}")

@@ -125,6 +125,13 @@ def drl_gaussian_level(tables, t: int, mean: float, variance: float) -> tuple[fl
     return scale * a * mean, scale**2 * (a**2 * variance + sigma**2)
 
 
+def drl_gaussian_energies(tables, mean: float, variance: float):
+    """t (B,) to the exact energy of y_t for data N(mean, variance), up to a constant."""
+    laws = [drl_gaussian_level(tables, t, mean, variance) for t in range(tables.T)]
+    m, v = torch.tensor(laws, dtype=torch.float64, device=tables.a.device).T
+    return lambda t: lambda y: ((y.flatten(1) - m[t, None]) ** 2).sum(1) / (2 * v[t])
+
+
 def drl_gaussian_samples(tables, K: int, noise: float, mean: float, variance: float) -> list[tuple[float, float]]:
     """Mean and variance of x_t, t = T - 1 .. 0, in progressive sampling with the exact energies of Gaussian data.
 

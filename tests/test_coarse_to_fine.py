@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import assert_mean
+from problems import assert_mean, gaussian_chain
 from scipy.optimize import brentq
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 from torch.nn import functional as F
@@ -19,16 +19,9 @@ def refuse(x):
     raise AssertionError("this energy must not be evaluated")
 
 
-def chain_of(schedule, rng=None, ends=None):
-    """Chains by `schedule(K)`; their ends are put into a list."""
-
-    def chain(energy, x, K):
-        x, _ = langevin(energy, x, schedule(K), rng=rng)
-        if ends is not None:
-            ends.append(x)
-        return x
-
-    return chain
+def chain_of(step, rng=None):
+    """Chains of K Langevin steps."""
+    return lambda energy, x, K: langevin(energy, x, ula(step, K), rng=rng)[0]
 
 
 # -- the fade --
@@ -101,11 +94,9 @@ def test_the_start_of_a_stage_in_closed_form(beta, device, dtype, rng):
     v, K, n = 0.5, 10, 40_000
     noise = 0.3 + coarse_to_fine.uniform((n, 1, 1, 1), rng(0), device).to(dtype)
     generator = rng(1)
-    chain = chain_of(lambda k: ula(0.05, k), generator)
+    chain = chain_of(0.05, generator)
     x = coarse_to_fine.stage_start(lambda x: flat_sum(x**2) / (2 * v), noise, K, chain, beta, rng=generator)
-    mean, variance = 0.3, 1 / 3
-    for _ in range({0.0: 10, 0.4: 6}[beta]):
-        mean, variance = (1 - 0.05 / v) * mean, (1 - 0.05 / v) ** 2 * variance + 0.1
+    mean, variance = gaussian_chain(ula(0.05, {0.0: 10, 0.4: 6}[beta]), v**0.5, 0.3, 1 / 3)
     x = x.flatten(1)
     assert_mean(x, torch.full((4,), (1 - beta) * mean), 0.01)
     truth = (1 - beta) ** 2 * variance + beta**2 / 3
@@ -114,7 +105,7 @@ def test_the_start_of_a_stage_in_closed_form(beta, device, dtype, rng):
 
 def test_at_beta_one_the_start_is_noise_and_the_coarse_model_rests(device, rng):
     noise = torch.full((2000, 1, 2, 2), 5.0, device=device)
-    x = coarse_to_fine.stage_start(refuse, noise, 15, chain_of(lambda k: ula(0.1, k)), 1.0, rng=rng(0))
+    x = coarse_to_fine.stage_start(refuse, noise, 15, chain_of(0.1), 1.0, rng=rng(0))
     assert x.shape == (2000, 1, 4, 4)
     assert float(x.abs().max()) <= 1
     assert_mean(x.flatten()[:, None], torch.zeros(1), 0.01)
@@ -128,7 +119,7 @@ def test_bad_arguments_get_one_sentence():
     with pytest.raises(ValueError, match=r"beta = 1\.5: it lies from 0 to 1"):
         coarse_to_fine.mix(x, 1.5)
     with pytest.raises(ValueError, match="got 1 energies and 2 numbers"):
-        coarse_to_fine.climb([refuse], x, (1, 2), chain_of(lambda k: ula(0.1, k)))
+        coarse_to_fine.climb([refuse], x, (1, 2), chain_of(0.1))
 
 
 # -- stage sampling --
@@ -139,13 +130,12 @@ def test_climbing_with_exact_energies_returns_the_exact_law(device, dtype, rng):
     law = fields.two_fields(8, slope=0.5, variance=0.3, amplitude=0.0).to(device)
     laws = [law.pooled().pooled(), law.pooled(), law]
     step = 0.3 * min(float(fields.mode_variance(one).min()) for one in laws)
-    seen = []
+    chain, seen = chain_of(step, rng(1)), []
     x = coarse_to_fine.uniform((2000, 1, 2, 2), rng(0), device).to(dtype)
     energies = [gaussian_energy(one, dtype) for one in laws]
-    x = coarse_to_fine.climb(energies, x, (80, 80, 200), chain_of(lambda k: ula(step, k), rng(1), seen))
-    assert torch.equal(x, seen[2])
-    for s, one in enumerate(laws):
-        power = fields.radial(fields.power(seen[s]))  # (n, rings)
+    coarse_to_fine.climb(energies, x, (80, 80, 200), lambda *given: seen.append(chain(*given)) or seen[-1])
+    for ends, one in zip(seen, laws, strict=True):
+        power = fields.radial(fields.power(ends))  # (n, rings)
         v = fields.mode_variance(one).to(device)
         # A Langevin chain's own stationary variance is v / (1 - a / (2 v)).
         assert_mean(power, fields.radial(v / (1 - step / (2 * v))), 0.1, z=4.5)
@@ -155,7 +145,7 @@ def test_a_stage_starts_at_the_ends_of_the_one_before(device, dtype, rng):
     x = torch.randn(5, 1, 2, 2, generator=rng(0), device=device, dtype=dtype)
     square = lambda x: flat_sum(x**2)
     ends, _ = langevin(square, x, ula(0.1, 3), rng=rng(1))
-    found = coarse_to_fine.climb([square, refuse], x, (3, 0), chain_of(lambda k: ula(0.1, k), rng(1)))
+    found = coarse_to_fine.climb([square, refuse], x, (3, 0), chain_of(0.1, rng(1)))
     assert torch.equal(found, coarse_to_fine.upsample(ends))
 
 

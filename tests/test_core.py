@@ -6,7 +6,7 @@ from problems import quartic
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ebmlib.core import checked, energy_and_grad, evaluating, expand, flat_sum, frozen
+from ebmlib.core import energy_and_grad, evaluating, expand, flat_sum, frozen
 
 
 def spectral_net(device, dtype) -> nn.Module:
@@ -15,24 +15,13 @@ def spectral_net(device, dtype) -> nn.Module:
     return nn.Sequential(hidden, nn.SiLU(), nn.Linear(8, 1), nn.Flatten(0)).to(device, dtype)
 
 
-@pytest.mark.parametrize("shape", [(5,), (5, 2), (5, 3, 4, 4)])
-def test_flat_sum_adds_everything_but_the_batch(shape, device, dtype, rng):
-    x = torch.randn(shape, generator=rng(0), device=device, dtype=dtype)
-    one_by_one = torch.stack([row.sum() for row in x])
-    assert flat_sum(x).shape == (5,)
-    torch.testing.assert_close(flat_sum(x), one_by_one)
-
-
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 1, 4, 4)])
-def test_expand_multiplies_each_sample_by_its_own_number(shape, device, dtype, rng):
+def test_sums_and_factors_are_each_samples_own(shape, device, dtype, rng):
     x = torch.randn(shape, generator=rng(0), device=device, dtype=dtype)
-    factor = torch.tensor([1.0, -2.0, 3.0], device=device, dtype=dtype)
-    product = expand(factor, x) * x
-    assert product.shape == x.shape
-    for n in range(3):
-        torch.testing.assert_close(product[n], float(factor[n]) * x[n])
+    torch.testing.assert_close(flat_sum(x), torch.stack([row.sum() for row in x]))
+    product = expand(torch.tensor([1.0, -2.0, 3.0], device=device, dtype=dtype), x) * x
+    torch.testing.assert_close(product, torch.stack([x[0], -2 * x[1], 3 * x[2]]))
     assert expand(0.5, x) == 0.5
-    assert (expand(torch.tensor(0.5), x) * x.cpu()).shape == shape
 
 
 @pytest.mark.parametrize("bad", [lambda x: x.sum(), lambda x: x.sum(1, keepdim=True), lambda x: x])
@@ -40,7 +29,6 @@ def test_an_energy_that_is_not_one_number_a_sample_is_refused(bad, device):
     x = torch.ones(4, 2, device=device)
     with pytest.raises(ValueError, match=r"must return shape \(4,\), .* got \((4, 1|4, 2|)\)"):
         energy_and_grad(bad, x)
-    assert checked(flat_sum, x).tolist() == [2.0] * 4
 
 
 def test_gradient_is_the_formula_and_carries_nothing(device, dtype, rng):
@@ -50,9 +38,7 @@ def test_gradient_is_the_formula_and_carries_nothing(device, dtype, rng):
         value, grad = energy_and_grad(lambda x: w * quartic(x), x)
     torch.testing.assert_close(value, 1.5 * (x**4 / 4 + x / 2).sum(1))
     torch.testing.assert_close(grad, 1.5 * (x**3 + 0.5))
-    assert not value.requires_grad
-    assert not grad.requires_grad
-    assert not x.requires_grad
+    assert not any(part.requires_grad for part in (value, grad, x))
     energy_and_grad(lambda x: w * quartic(x), x.requires_grad_())
     assert w.grad is None
     assert x.grad is None
@@ -94,8 +80,6 @@ def test_evaluating_has_no_side_effect(device, dtype):
     state = {k: v.clone() for k, v in net.state_dict().items()}
     x = torch.ones(3, 2, device=device, dtype=dtype)
     with evaluating(net):
-        assert not any(m.training for m in net.modules())
-        assert not any(p.requires_grad for p in net.parameters())
         first, second = net(x), net(x)
         assert net[0].weight is net[0].weight  # the normalized weight is computed once
         with evaluating(net):
@@ -106,9 +90,8 @@ def test_evaluating_has_no_side_effect(device, dtype):
         assert torch.equal(value, state[name]), name
     assert [m.training for m in net.modules()] == modes
     assert [p.requires_grad for p in net.parameters()] == flags
-    vectors = net[0].parametrizations.weight[0]._u.clone()
-    net(x)  # train mode does move them: the test above means something
-    assert not torch.equal(net[0].parametrizations.weight[0]._u, vectors)
+    net(x)  # train mode does move the vectors: the test above means something
+    assert any(not torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
 def test_evaluating_forgets_its_cached_weights(device, dtype):

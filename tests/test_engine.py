@@ -61,10 +61,10 @@ def in_static_memory(run):
     return call
 
 
-def both(kernel, energy, x, mode, backend=None):
-    """The ends of one chain, plain and by `mode`, with the same noise."""
+def both(kernel, energy, x, mode, backend=None, like="plain"):
+    """The ends of one chain, by `like` and by `mode`, with the same noise."""
     ends = []
-    for way in ("plain", mode):
+    for way in (like, mode):
         engine.backend = backend or "inductor"
         engine.use(way)
         ends.append(kernel(energy, x, rng=torch.Generator().manual_seed(3)))
@@ -134,10 +134,9 @@ def test_the_real_compiler_agrees_too(name):
 
 
 def test_closures_made_anew_in_every_iteration_compile_once():
-    net, graphs = MLP(width=24, depth=2), Graphs()
+    net, graphs, counts = MLP(width=24, depth=2), Graphs(), []
     engine.backend = graphs
     engine.use("compile")
-    counts = []
     with evaluating(net):
         for seed in range(4):
             x = torch.randn(30, 2, generator=torch.Generator().manual_seed(seed))
@@ -177,19 +176,14 @@ def test_a_rounded_chain_stays_near_the_plain_one(name, kernel):
 
 @pytest.mark.parametrize(("mode", "like"), [("compile+channels-last", "plain"), ("compile+bfloat16", "bfloat16")])
 def test_parts_work_together(mode, like):
-    net, make, x = energies()["image"]
-    ends = []
+    (net, make, x), graphs = energies()["image"], Graphs()
     with evaluating(net), warnings.catch_warnings():
         warnings.simplefilter("error")
-        energy = make()
-        for way in (like, mode):
-            engine.backend = Graphs()
-            engine.use(way)
-            ends.append(langevin(energy, x, ula(0.01, 8), rng=torch.Generator().manual_seed(3))[0])
-    assert (ends[0] - x).abs().max() > 0.05
-    assert engine.backend.count > 0
+        one, other, *_ = both(KERNELS["langevin"], make(), x, mode, graphs, like)
+    assert (one - x).abs().max() > 0.05
+    assert graphs.count > 0
     near = 1e-5 if like == "plain" else 2e-3  # a fused sum is rounded elsewhere
-    torch.testing.assert_close(ends[1], ends[0], rtol=near, atol=near)
+    torch.testing.assert_close(other, one, rtol=near, atol=near)
 
 
 @pytest.mark.parametrize("name", ["net", "density"])
@@ -219,18 +213,9 @@ def test_every_mode_is_one_of_torchs():
 def test_everything_that_takes_gradients_goes_through_the_one_door():
     """Flows and objectives with the mark of a way of their own; a kept graph is computed plainly."""
     seen = []
-
-    def way(energy, x):
-        seen.append(len(x))
-        return core.by_autograd(energy, x)
-
     x, energy = torch.randn(6, 2), densities.by_name("9-gaussians").energy
-    core.compute_by(way)
-    for run in (
-        lambda: flow.transport(energy, x),
-        lambda: leapfrog(energy, x, x, x, 0.1, 2),
-        lambda: mala(energy, x, 0.1, 1),
-    ):
+    core.way = lambda energy, x: seen.append(len(x)) or core.by_autograd(energy, x)
+    for run in (partial(flow.transport, energy, x), partial(leapfrog, energy, x, x, x, 0.1, 2)):
         seen.clear()
         run()
         assert set(seen) == {6}
@@ -303,14 +288,11 @@ def test_what_cannot_be_compiled_runs_plainly_and_says_so_once():
         raise RuntimeError("no such\nbackend")
 
     x = torch.randn(5, 2)
-    engine.backend = refuse
-    engine.use("compile")
     with pytest.warns(UserWarning, match=r"the energy .*energy runs plainly, since it could not be compiled: ") as seen:
-        end, _ = langevin(energy, x, ula(0.01, 5), rng=torch.Generator().manual_seed(0))
+        plain, end, *_ = both(partial(langevin, schedule=ula(0.01, 5)), energy, x, "compile", refuse)
     assert len([w for w in seen if "runs plainly" in str(w.message)]) == 1
     assert "\n" not in str(seen[0].message)
-    engine.use("plain")
-    assert torch.equal(end, langevin(energy, x, ula(0.01, 5), rng=torch.Generator().manual_seed(0))[0])
+    assert torch.equal(end, plain)
 
 
 def test_a_wrong_energy_says_what_is_wrong_with_it():
@@ -321,11 +303,8 @@ def test_a_wrong_energy_says_what_is_wrong_with_it():
 
 
 def test_a_graph_that_is_kept_never_goes_through_the_engine():
-    net, x = MLP(width=8, depth=1), torch.randn(5, 2)
-    engine.use("bfloat16")
-    rounded, _ = langevin(net, x, ula(0.1, 1), rng=torch.Generator().manual_seed(0), differentiable=True)
-    engine.use("plain")
-    plain, _ = langevin(net, x, ula(0.1, 1), rng=torch.Generator().manual_seed(0), differentiable=True)
+    kept = partial(langevin, schedule=ula(0.1, 1), differentiable=True)
+    plain, rounded, *_ = both(kept, MLP(width=8, depth=1), torch.randn(5, 2), "bfloat16")
     assert torch.equal(rounded, plain)
 
 
@@ -341,7 +320,7 @@ def test_an_unknown_engine_is_refused_and_leaves_the_old_one(word):
 
 def test_the_switch_is_an_environment_variable():
     """For a notebook that imports a sampler and never the engine."""
-    said = "from ebmlib import core, samplers; import ebmlib.engine as e; print(sorted(e._parts), core._way.__name__)"
+    said = "from ebmlib import core, samplers; import ebmlib.engine as e; print(sorted(e._parts), core.way.__name__)"
     command, env = [sys.executable, "-c", said], {**os.environ, "PYTHONPATH": str(ROOT)}
     run = partial(subprocess.run, command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert run(env={**env, "EBMLIB_ENGINE": "compile+bfloat16"}).stdout == "['bfloat16', 'compile'] _chosen\n"

@@ -36,23 +36,17 @@ from ebmlib.targets import densities
 
 def test_the_grid_is_the_midpoints_with_x_fast(device):
     points = grid(1.0, 4, device)
-    assert points.shape == (16, 2)
     assert points[:4, 0].tolist() == [-0.75, -0.25, 0.25, 0.75]
     assert points[:4, 1].tolist() == [-0.75] * 4
     assert points[::4, 1].tolist() == [-0.75, -0.25, 0.25, 0.75]
     values = on_grid(lambda x: 10 * x[:, 1] + x[:, 0], 1.0, 4, device=device)
     assert values[2, 0] == 10 * 0.25 - 0.75  # rows are y
     assert values.dtype == torch.float64
-    assert not values.requires_grad
 
 
 def test_chunks_do_not_change_the_values(device):
     seen = []
-
-    def energy(x):
-        seen.append(len(x))
-        return (x**2).sum(1)
-
+    energy = lambda x: seen.append(len(x)) or (x**2).sum(1)
     small = on_grid(energy, 2.0, 30, chunk=77, device=device)
     assert max(seen) == 77
     assert sum(seen) == 900
@@ -64,8 +58,8 @@ def test_log_z_of_normalized_densities_is_zero(name, device):
     density = densities.by_name(name)
     n = 300
     assert float(log_z(density.energy, density.box, n, device)) == pytest.approx(0, abs=2e-6)
-    shifted = lambda x: density.energy(x) + 7.5
-    assert float(log_z(shifted, density.box, n, device)) == pytest.approx(-7.5, abs=2e-6)
+    shifted = lambda x: density.energy(x).double() - 1000  # no overflow
+    assert float(log_z(shifted, density.box, n, device)) == pytest.approx(1000, abs=2e-6)
 
 
 def test_log_z_against_closed_forms(device):
@@ -77,11 +71,6 @@ def test_log_z_against_closed_forms(device):
     # A box that cuts the mass loses just that: erf(1 / sqrt 2) on each axis.
     cut = float(log_z(gaussian, 0.7, 400, device)) - math.log(2 * math.pi * 0.7**2)
     assert cut == pytest.approx(2 * math.log(math.erf(1 / math.sqrt(2))), abs=1e-5)
-
-
-def test_log_z_survives_energies_that_overflow_an_exponential(device):
-    gaussian = lambda x: (x**2).sum(1) / 2 - 1000
-    assert float(log_z(gaussian, 7.0, 200, device)) == pytest.approx(1000 + math.log(2 * math.pi), abs=1e-3)
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.7), (-1.0, 1.6)])
@@ -116,15 +105,13 @@ def test_kl_renormalizes_a_mass_that_is_almost_one(device):
 def test_draws_follow_the_cell_masses(name, device, rng):
     density, bins, count = densities.by_name(name), 12, 20_000
     x = draw(lambda x: density.energy(x) + 3.3, count, density.box, 400, rng=rng(5))
-    assert x.shape == (count, 2)
-    cell = ((x + density.box) * (bins / (2 * density.box))).long().clamp(0, bins - 1).cpu()
-    found = torch.zeros(bins, bins, dtype=torch.float64).index_put_(
-        (cell[:, 0], cell[:, 1]), torch.ones(()).double(), True
-    )
-    wanted = count * cell_masses(density, bins)
+    edges = np.linspace(-density.box, density.box, bins + 1)
+    found = np.histogram2d(*x.cpu().T.numpy(), bins=[edges, edges])[0]
+    assert len(x) == found.sum() == count
+    wanted = count * cell_masses(density, bins).numpy()
     some = wanted > 5
-    score = float(((found - wanted)[some] ** 2 / wanted[some]).sum())
-    assert 1e-4 < chi2.sf(score, int(some.sum()) - 1) < 1 - 1e-4
+    score = ((found - wanted)[some] ** 2 / wanted[some]).sum()
+    assert 1e-4 < chi2.sf(score, some.sum() - 1) < 1 - 1e-4
 
 
 def test_draws_are_exact_inside_a_cell_too(rng):
@@ -279,10 +266,9 @@ def test_the_effective_sample_size_of_lognormal_weights(rng):
 def test_the_standard_error_is_the_spread_over_runs(dtype, rng):
     runs, n, d = 400, 300, 2
     info, truth = gaussian_ais(partial(mala, step=0.1, K=1), runs * n, d, rng(11), dtype)
-    found = [estimate(part) for part in info.log_w.split(n)]
-    score = torch.stack([(e.log_z - truth) / e.se for e in found])
-    error = torch.stack([e.log_z - truth for e in found])
-    se = torch.stack([e.se for e in found])
+    log_z, se, _ = map(torch.stack, zip(*map(estimate, info.log_w.split(n))))
+    error = log_z - truth
+    score = error / se
     assert 0.9 < float(score.std()) < 1.15  # its own error is 3.5 %
     assert_mean(error + se**2 / 2, 0.0, 0.01)  # the log is low by se^2 / 2 (DRL, Eq. 38)
     assert float((score.abs() < 1.96).double().mean()) == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / runs) ** 0.5)
@@ -302,21 +288,17 @@ def test_the_importance_chain_of_recovery_likelihood(shared, dtype, rng):
     """Unbiased up to se^2 / 2, and its error counts that a chain's samples depend on each other."""
     d, M, runs = 2, 500, 200
     energies, truth, laws = drl_levels(d)
-    score, error, se = [], [], []
-    noise = lambda k, run: torch.randn(
-        M, d, generator=rng(run if shared else 1000 * k + run), device=rng(0).device, dtype=dtype
-    )
+    found = []
     for run in range(runs):
-        x = [mean + std * noise(k, run) for k, (mean, std) in enumerate(laws[:-1])]
+        seeds = [run if shared else 1000 * k + run for k in range(len(laws) - 1)]
+        x = [normals(law, M, d, rng(seed), dtype) for law, seed in zip(laws, seeds)]
         log_w = torch.stack([energies[k](x[k]) - energies[k + 1](x[k]) for k in range(len(x))])
-        found = importance_chain(log_w)
-        score.append((found.log_z - truth) / found.se)
-        error.append(found.log_z - truth)
-        se.append(found.se)
-    assert 0.85 < float(torch.stack(score).std()) < 1.2  # its own error is 5 %
-    assert_mean(torch.stack(error), 0.0, 0.02)
-    assert float(torch.stack(se).mean()) < 0.15
-    assert float(found.ess) == pytest.approx(min(float(estimate(row).ess) for row in log_w))
+        found.append(importance_chain(log_w))
+    log_z, se, ess = map(torch.stack, zip(*found))
+    assert 0.85 < float(((log_z - truth) / se).std()) < 1.2  # its own error is 5 %
+    assert_mean(log_z - truth, 0.0, 0.02)
+    assert float(se.mean()) < 0.15
+    assert float(ess[-1]) == pytest.approx(min(float(estimate(row).ess) for row in log_w))
 
 
 # -- bounds that hold with a stated probability --
@@ -424,10 +406,7 @@ BAD = {
     "a box too small": (lambda: kl(WIDE.log_prob, WIDE.log_prob, 2.0, 300), r"box = 2 with n = 300 holds 0\.911"),
     "a grid too coarse": (lambda: kl(NARROW.log_prob, WIDE.log_prob, 5.0, 100), "box = 5 with n = 100 holds"),
     "betas": (lambda: geometric(len, len, [0, 0.5]), "betas must run from 0 to 1"),
-    "kernels": (
-        lambda: ais([len] * 4, torch.ones(2, 2), [len]),
-        "one kernel for each of the 2 energies between; got 1",
-    ),
+    "kernels": (lambda: ais([len] * 4, torch.ones(2, 2), [len]), "each of the 2 energies between; got 1"),
     "delta": (lambda: lower_bound(torch.ones(3), 1.0), "delta must lie between 0 and 1; got 1.0"),
     "nodes": (lambda: from_grid(torch.zeros(3, 3), 2.0, torch.zeros(1, 2)), r"n >= 4; got \(3, 3\)"),
     "a cell": (lambda: bits_per_dim(torch.zeros(1), 1, 0), "a positive width of the cells; got 0"),

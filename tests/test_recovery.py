@@ -11,6 +11,7 @@ from problems import (
     DRL_T6_DELTA,
     DRL_T6_WEIGHT,
     assert_mean,
+    drl_gaussian_energies,
     drl_gaussian_level,
     drl_gaussian_samples,
     drl_noise,
@@ -20,7 +21,7 @@ from problems import (
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from ebmlib.core import flat_sum
-from ebmlib.papers.recovery import by_level, conditional, cuts, levels, noising, progressive, schedule
+from ebmlib.papers.recovery import by_level, conditional, levels, noising, progressive, schedule
 from ebmlib.samplers import hmc, langevin, mala
 
 # -- tables --
@@ -43,19 +44,12 @@ def test_steps_scales_and_weights_of_the_release():
     np.testing.assert_allclose(tables.weight / tables.energy_scale, DRL_T6_WEIGHT, rtol=0, atol=5.1e-5)
     torch.testing.assert_close(tables.scale[:-1], tables.a[1:-1])
     torch.testing.assert_close(tables.precision[:-1], 1 / tables.sigma[1:-1] ** 2)
-    assert tables.scale[-1] == 1  # the last level: not rescaled, and no quadratic term
-    assert tables.precision[-1] == 0
     # "In 30 steps the pull to x_{t+1} realises only 0.3 % .. 23.7 % of its way."
     way = 1 - (1 - tables.delta**2 / 2 / tables.sigma[1:] ** 2) ** 30
     np.testing.assert_allclose([way[0], way[4]], [0.003, 0.237], atol=5e-4)
 
 
-def test_cuts():
-    edges = {1: [0, 999], 2: [0, 500, 999], 6: [0, 100, 200, 300, 400, 500, 999], 501: [*range(501), 999]}
-    assert {T: cuts(T) for T in edges} == edges
-
-
-@pytest.mark.parametrize("T", [1, 2, 3, 6, 11, 50, 501])
+@pytest.mark.parametrize("T", [1, 2, 3, 6, 50, 501])
 def test_noise_against_the_betas_one_by_one(T, device):
     tables, truth = noising(T, device=device), drl_noise(T)
     assert tables.T == T
@@ -63,14 +57,7 @@ def test_noise_against_the_betas_one_by_one(T, device):
     np.testing.assert_allclose(tables.a.cpu(), truth["a"], rtol=2e-6)
     np.testing.assert_allclose(tables.cum_a.cpu(), np.cumprod(truth["a"]), rtol=1e-6)
     np.testing.assert_allclose(tables.cum_sigma.cpu(), np.sqrt(1 - np.cumprod(truth["a"]) ** 2), rtol=1e-5)
-
-
-def test_one_level_is_a_plain_energy_model():
-    tables = noising(1)
-    assert tables.precision.tolist() == [0.0]
-    assert tables.scale.tolist() == [1.0]
-    np.testing.assert_allclose(tables.delta**2, 2e-4 * tables.sigma[1:] ** 2, rtol=1e-6)
-    np.testing.assert_allclose(tables.weight, tables.energy_scale)
+    assert (tables.scale[-1], tables.precision[-1]) == (1, 0)  # the last level: not rescaled, and no quadratic term
 
 
 def test_a_thousand_levels_take_every_beta():
@@ -101,19 +88,12 @@ def test_the_text_is_equations_15_to_17(T):
     assert float(30 * tables.delta[0] ** 2 / 2 / tables.sigma[1] ** 2) == pytest.approx(6e-7, rel=1e-4)
 
 
-def test_without_scaling_only_the_energy_and_the_weights_change():
-    scaled, plain = noising(6), noising(6, scaled=False)
-    for name in ("a", "sigma", "cum_a", "cum_sigma", "scale", "precision", "delta"):
-        assert torch.equal(getattr(scaled, name), getattr(plain, name))
-    assert plain.energy_scale.tolist() == [1.0] * 6
-    np.testing.assert_allclose(plain.weight, DRL_T6_WEIGHT, rtol=0, atol=5.1e-5)  # E is the raw net here
-
-
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_the_weights_on_the_raw_net_are_a_power_of_the_release_s(power, scaled):
     tables = noising(6, scaled=scaled, weight_power=power)
     np.testing.assert_allclose(tables.weight / tables.energy_scale, np.array(DRL_T6_WEIGHT) ** power, atol=1e-4)
+    torch.testing.assert_close(tables.energy_scale, tables.delta**2 if scaled else torch.ones(6))
 
 
 @pytest.mark.parametrize("c_power", [0.0, 0.5, 1.0])
@@ -140,12 +120,13 @@ def test_other_bad_arguments_are_refused():
 # -- pairs --
 
 
+@pytest.mark.parametrize("draw", ["pairs", "coupled"])
 @pytest.mark.parametrize(("T", "variant"), [(6, "code"), (3, "text"), (1, "code")])
-def test_the_joint_law_of_pairs(T, variant, device, dtype, rng):
+def test_the_joint_law_of_pairs(T, variant, draw, device, dtype, rng):
+    """Moments for x = 1.7, level by level; the noise xi of coupled pairs is N(0, I) and independent of x_{t+1}."""
     tables, x0, n = noising(T, variant=variant, device=device), 1.7, 40_000
     x = torch.full((n * T, 1), x0, device=device, dtype=dtype)
-    y, x_next, t = tables.pairs(x, rng(0))
-    assert y.shape == x_next.shape == x.shape
+    y, x_next, t, *noise = getattr(tables, draw)(x, rng(0))
     counts = torch.bincount(t, minlength=T).double().cpu()
     assert len(counts) == T
     assert float(((counts - n) ** 2 / n).sum()) < T - 1 + 4.5 * math.sqrt(2 * max(T - 1, 0.5))  # chi-square, t uniform
@@ -157,6 +138,11 @@ def test_the_joint_law_of_pairs(T, variant, device, dtype, rng):
         dy, dx = here - scale * cum_a * x0, there - far_mean
         assert_mean(dx / far_sigma, 0.0, se=0.01)
         assert_mean((dx / far_sigma) ** 2, 1.0, se=0.01)
+        for xi in (one[t == level, 0] for one in noise):
+            assert_mean(xi**2, 1.0, se=0.01)
+            assert_mean(xi * dx / far_sigma, 0.0, se=0.01)
+            if sigma > 0:
+                assert_mean(xi * dy / (scale * sigma), float(tables.sigma[level + 1]) / far_sigma, se=0.01)
         if sigma == 0:  # the text starts from the data as they are
             torch.testing.assert_close(dy, torch.zeros_like(dy), atol=1e-6, rtol=0)
             continue
@@ -164,40 +150,6 @@ def test_the_joint_law_of_pairs(T, variant, device, dtype, rng):
         assert_mean(dy, 0.0, se=0.01)
         assert_mean(dy**2, 1.0, se=0.01)
         assert_mean(dy * dx / far_sigma, a * sigma / far_sigma, se=0.01)  # Cov(x_t, x_{t+1}) = a cum_sigma_t^2
-
-
-def test_noise_to_a_level_of_each_sample(device, dtype, rng):
-    tables, n = noising(6, device=device), 20_000
-    t = torch.arange(7, device=device).repeat_interleave(n)
-    x = torch.full((7 * n, 1, 2), -0.8, device=device, dtype=dtype)
-    for level, noised in enumerate(tables.noise_to(x, t, rng(1)).split(n)):
-        cum_a, sigma = float(tables.cum_a[level]), float(tables.cum_sigma[level])
-        assert_mean(noised.flatten() / sigma, -0.8 * cum_a / sigma, se=0.01)
-        assert_mean(((noised.flatten() + 0.8 * cum_a) / sigma) ** 2, 1.0, se=0.01)
-
-
-@pytest.mark.parametrize(("T", "variant"), [(6, "code"), (3, "text"), (1, "code")])
-def test_coupled_pairs_have_the_law_of_pairs_and_noise_of_their_own(T, variant, device, dtype, rng):
-    """Moments of (y_t, x_{t+1}, xi) for x = 1.7, level by level; xi is N(0, I) and independent of x_{t+1}."""
-    tables, x0, n = noising(T, variant=variant, device=device), 1.7, 40_000
-    y, x_next, t, xi = tables.coupled(torch.full((n * T, 1), x0, device=device, dtype=dtype), rng(0))
-    assert float((torch.bincount(t, minlength=T) - n).abs().max()) < 5 * math.sqrt(n)
-    for level in range(T):
-        a, cum_a, sigma = float(tables.a[level + 1]), float(tables.cum_a[level]), float(tables.cum_sigma[level])
-        far, scale = float(tables.cum_sigma[level + 1]), float(tables.scale[level])
-        here, there, noise = y[t == level, 0], x_next[t == level, 0], xi[t == level, 0]
-        dy, dx = here - scale * cum_a * x0, (there - a * cum_a * x0) / far
-        assert_mean(noise**2, 1.0, se=0.01)
-        assert_mean(dx**2, 1.0, se=0.01)
-        assert_mean(noise * dx, 0.0, se=0.01)
-        if sigma == 0:
-            torch.testing.assert_close(dy, torch.zeros_like(dy), atol=1e-6, rtol=0)
-            continue
-        dy = dy / (scale * sigma)
-        assert_mean(dy, 0.0, se=0.01)
-        assert_mean(dy**2, 1.0, se=0.01)
-        assert_mean(dy * dx, a * sigma / far, se=0.01)
-        assert_mean(noise * dy, float(tables.sigma[level + 1]) / far, se=0.01)
 
 
 def test_coupled_noise_leaves_the_gradient_and_takes_its_variance(device, rng):
@@ -294,31 +246,15 @@ def test_levels_divide_the_net_by_their_scale(device):
     tables = noising(6, device=device)
     t = torch.tensor([0, 3, 5], device=device)
     y = torch.tensor([[1.0], [2.0], [3.0]], device=device)
-    seen = []
-
-    def net_at(t):
-        seen.append(t)
-        return lambda y: (t + 1) * y[:, 0]
-
-    energy = levels(net_at, tables)(t)(y)
+    energy = levels(lambda t: lambda y: (t + 1) * y[:, 0], tables)(t)(y)
     expected = [(k + 1) * v / DRL_T6_DELTA[k] ** 2 for k, v in ((0, 1), (3, 2), (5, 3))]
     np.testing.assert_allclose(energy.cpu(), expected, rtol=0.02)
-    assert len(seen) == 1
-    assert torch.equal(seen[0], t)
 
 
-def gaussian_at_level(tables, mean: float, variance: float, seen: list | None = None):
+def gaussian_at_level(tables, mean: float, variance: float):
     """The exact energies of y_t for Gaussian data, passed through `levels` as a net times its scale."""
-    laws = [drl_gaussian_level(tables, t, mean, variance) for t in range(tables.T)]
-    table = torch.tensor(laws, dtype=torch.float64, device=tables.a.device)
-
-    def net_at(t):
-        m, v = (table[t, k] for k in (0, 1))
-        if seen is not None:
-            seen.append(int(t[0]))
-        return lambda y: tables.energy_scale[t] * flat_sum((y - m[:, None]) ** 2) / (2 * v)
-
-    return levels(net_at, tables)
+    exact = drl_gaussian_energies(tables, mean, variance)
+    return levels(lambda t: lambda y: tables.energy_scale[t] * exact(t)(y), tables)
 
 
 PROGRESSIVE = {
@@ -340,13 +276,12 @@ def test_progressive_sampling_of_gaussian_data_has_the_exact_moments(name, devic
     laws = drl_gaussian_samples(tables, K, noise, mean, variance)
     assert max(v for _, v in laws) < 100  # no chain here is unstable
     x = torch.randn(10_000, 2, generator=rng(6), device=device, dtype=dtype)
-    seen, states = [], []
-    at_level = gaussian_at_level(tables, mean, variance, seen)
+    states, at_level = [], gaussian_at_level(tables, mean, variance)
     out = progressive(at_level, tables, x, K, noise=noise, rng=rng(7), callback=lambda t, x: states.append((t, x)))
-    assert seen == [t for t, _ in states] == list(reversed(range(tables.T)))
+    assert [t for t, _ in states] == list(reversed(range(tables.T)))
     assert torch.equal(out, states[-1][1])
-    for t in {*range(0, tables.T, max(1, tables.T // 6)), tables.T - 1}:
-        state, (m, v) = states[t][1], laws[t]
+    for k in {*range(0, tables.T, max(1, tables.T // 6)), tables.T - 1}:
+        state, (m, v) = states[k][1], laws[k]
         assert_mean(state.flatten(), m, se=0.01 * math.sqrt(v))
         assert_mean((state.flatten() - m) ** 2, v, se=0.015 * v)
 
@@ -381,14 +316,6 @@ def test_progressive_sampling_returns_the_data_law(choice, device, dtype, rng):
     x = progressive(gaussian_at_level(tables, mean, variance), tables, x, K, noise=1.0, rng=rng(9))
     assert_mean(x.flatten() / 0.5, mean / 0.5, se=0.012)
     assert_mean((x.flatten() - mean) ** 2 / variance, 1.0, se=0.017)
-
-
-def test_the_default_test_noise_is_the_releases(device, rng):
-    tables, x = noising(2, 0.1, device=device), torch.zeros(5, 2, device=device)
-    at_level = gaussian_at_level(tables, 0.0, 1.0)
-    default = progressive(at_level, tables, x, 3, rng=rng(10))
-    assert torch.equal(default, progressive(at_level, tables, x, 3, noise=0.99, rng=rng(10)))
-    assert not torch.equal(default, progressive(at_level, tables, x, 3, noise=1.0, rng=rng(10)))
 
 
 def test_means_by_level(device):

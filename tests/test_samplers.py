@@ -14,18 +14,20 @@ from ebmlib import samplers
 from ebmlib.core import flat_sum
 from ebmlib.samplers import hmc, independence, langevin, langevin_step, leapfrog, mala, tune
 
+CORRECTED = partial(mala, step=0.3, K=60), partial(hmc, step=0.6, K=60)
+
 
 def gaussian(s: float, center: float = 0.0):
     return lambda x: flat_sum((x - center) ** 2) / (2 * s**2)
 
 
-def assert_gaussian(x: torch.Tensor, mean: float, variance: float, percent: float = 1.5) -> None:
-    """x (N,) are independent draws of this mean and variance, with a standard error of `percent` of the variance."""
+def assert_gaussian(x: torch.Tensor, mean: float, variance: float) -> None:
+    """x (N,) are independent draws of this mean and variance, with a standard error of 1.5 % of the variance."""
     if variance == 0:
         torch.testing.assert_close(x, torch.full_like(x, mean))
         return
-    assert_mean(x, mean, math.sqrt(variance) * percent / 100)
-    assert_mean((x - mean) ** 2, variance, variance * percent / 100)
+    assert_mean(x, mean, math.sqrt(variance) * 0.015)
+    assert_mean((x - mean) ** 2, variance, variance * 0.015)
 
 
 # -- schedules --
@@ -35,7 +37,6 @@ def test_schedules_are_the_pairs_they_name():
     assert samplers.ula(0.02, 3) == [(0.02, 0.2)] * 3
     assert samplers.decoupled(10.0, 0.005, 2) == [(10.0, 0.005)] * 2
     assert samplers.descent(0.5, 2) == [(0.5, 0.0)] * 2
-    assert samplers.ula(0.02, 0) == []
     decayed = samplers.decayed(1.0, 0.015, 4)
     assert [a for a, _ in decayed] == [1.0] * 4
     np.testing.assert_allclose([b for _, b in decayed], [0.015, 0.010, 0.005, 0.0], atol=1e-17)
@@ -50,8 +51,6 @@ def test_temperature_of_the_published_recipes():
     # The table of recipes: (a, b) and its temperature.
     for a, b, published in [(10, 0.005, 1.3e-6), (1, 0.01, 5e-5), (100, 0.001, 5e-9), (0.5, 2e-2**0.5, 2e-2)]:
         assert samplers.temperature(a, b) == pytest.approx(published, rel=0.05)
-    ratio = samplers.temperature(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 2.0]))
-    assert ratio.tolist() == [2.0, 1.0]
 
 
 # -- the one update: exact mean and variance on a Gaussian --
@@ -71,17 +70,9 @@ def test_stationary_variance_is_biased_by_the_formula(s, step, temperature, devi
     assert bool((info.acceptance == 1).all())
 
 
-@pytest.mark.parametrize("k", [1, 2, 7])
-def test_transient_mean_and_variance(k, device, dtype, rng):
-    s, a, x0 = 0.7, 0.3 * 0.7**2, 2.0
-    x = torch.full((20_000, 2), x0, device=device, dtype=dtype)
-    x, _ = langevin(gaussian(s), x, samplers.ula(a, k), rng=rng(2))
-    mean, variance = gaussian_chain(samplers.ula(a, k), s, x0, 0.0)
-    assert mean == pytest.approx((1 - a / s**2) ** k * x0)
-    assert_gaussian(x.flatten(), mean, variance)
-
-
 SCHEDULES = {
+    "one step": samplers.ula(0.147, 1),
+    "seven steps": samplers.ula(0.147, 7),
     "decayed": samplers.decayed(0.2, 0.5, 6),
     "annealed": samplers.annealed([0.4, 0.1], [0.6, 0.05], 3),
     "noise first": [(0.0, 0.3), (0.2, 0.3), (0.2, 0.0)],
@@ -119,11 +110,7 @@ def test_each_sample_may_have_its_own_step_and_noise(device, dtype, rng):
 
 def test_a_noise_step_takes_no_gradient(device, dtype, rng):
     calls = []
-
-    def energy(x):
-        calls.append(len(x))
-        return gaussian(1.0)(x)
-
+    energy = lambda x: calls.append(len(x)) or gaussian(1.0)(x)
     x = torch.zeros(3, 2, device=device, dtype=dtype)
     _, info = langevin_step(energy, x, 0.0, 0.1, rng=rng(6))
     assert calls == []
@@ -148,10 +135,9 @@ def test_project_comes_last_at_every_step(device, dtype, rng):
     held, _ = langevin_step(gaussian(1.0), x, 0.1, 1.0, rng=rng(7), project=box)
     assert free.abs().max() > 1
     assert torch.equal(held, free.clamp(-0.5, 0.5))
-    seen = []
-    langevin(gaussian(1.0), x, [(0.1, 1.0)] * 3, rng=rng(7), project=box, callback=lambda k, x: seen.append((k, x)))
-    assert [k for k, _ in seen] == [0, 1, 2]
-    assert all(float(state.abs().max()) == 0.5 for _, state in seen)
+    seen = {}
+    langevin(gaussian(1.0), x, [(0.1, 1.0)] * 3, rng=rng(7), project=box, callback=seen.__setitem__)
+    assert [float(seen[k].abs().max()) for k in range(3)] == [0.5] * 3
 
 
 def test_reflected_folds_the_line_into_the_box():
@@ -182,9 +168,7 @@ def test_a_chain_is_its_steps_and_its_generator(device, dtype, rng):
         x, _ = langevin_step(gaussian(0.7), x, a, b, rng=generator)
     assert torch.equal(x, chain)
     assert torch.equal(x0, torch.ones_like(x0))  # the start is not changed in place
-    same, info = langevin(gaussian(0.7), x0, [])
-    assert torch.equal(same, x0)
-    assert bool(info.energy.isnan().all())
+    assert torch.equal(langevin(gaussian(0.7), x0, [])[0], x0)
 
 
 # -- gradients through a step --
@@ -201,25 +185,11 @@ def test_differentiable_step_is_the_formula(device, rng):
     to_w, to_x = torch.autograd.grad(out.sum(), (w, x))
     torch.testing.assert_close(to_w, -a * (x.detach() ** 3 + 0.5).sum())
     torch.testing.assert_close(to_x, 1 - a * 1.5 * 3 * x.detach() ** 2)
-    assert not info.energy.requires_grad
-    assert not info.grad_norm.requires_grad
+    assert not any(field.requires_grad for field in info)
     # A point without a graph still leads to the weights: the last step of a truncated chain.
     out, _ = langevin_step(weighted, x.detach(), a, b, rng=rng(10), differentiable=True)
     (alone,) = torch.autograd.grad(out.sum(), w)
     torch.testing.assert_close(alone, to_w)
-
-
-def test_unrolled_steps_have_the_gradient_of_finite_differences(device, rng):
-    x = torch.randn(3, 2, generator=rng(11), device=device, dtype=torch.float64)
-
-    def two_steps(w, x):
-        generator = rng(12)
-        for a, b in [(0.1, 0.3), (0.2, 0.1)]:
-            x, _ = langevin_step(lambda x: w * quartic(x), x, a, b, rng=generator, differentiable=True)
-        return x
-
-    w = torch.tensor(1.5, device=device, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(two_steps, (w, x.requires_grad_()))
 
 
 @pytest.mark.parametrize("kept", [1, 2, 5, True])
@@ -239,6 +209,12 @@ def test_a_chain_keeps_the_graph_of_its_last_steps(kept, device, rng):
     assert not any(field.requires_grad for field in info)
 
 
+def small_net(device):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1), torch.nn.Flatten(0)
+    return torch.nn.Sequential(*layers).to(device)
+
+
 class Saved:
     """A tensor that autograd keeps for a backward pass, for as long as it keeps it."""
 
@@ -248,9 +224,7 @@ class Saved:
 
 def saved_tensors(K, kept, device, recompute=False):
     """(most saved tensors alive at once in a chain of K steps, those alive at its end, whether x has a graph)."""
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1)).to(device)
-    alive, most = weakref.WeakSet(), 0
+    net, alive, most = small_net(device), weakref.WeakSet(), 0
 
     def pack(tensor):
         nonlocal most
@@ -261,8 +235,7 @@ def saved_tensors(K, kept, device, recompute=False):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         start = torch.zeros(4, 3, device=device)
-        given = {"differentiable": kept, "recompute": recompute}
-        x, _ = langevin(lambda x: net(x).squeeze(1), start, samplers.ula(0.1, K), **given)
+        x, _ = langevin(net, start, samplers.ula(0.1, K), differentiable=kept, recompute=recompute)
         return most, len(alive), x.requires_grad
 
 
@@ -280,12 +253,10 @@ def test_what_a_chain_keeps_grows_with_the_steps_that_keep_their_graph_and_not_w
 
 def test_a_chain_that_is_run_again_has_the_same_gradient_and_keeps_its_states_alone(device):
     def ends(kept, recompute, b=0.3):
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.SiLU(), torch.nn.Linear(8, 1)).to(device)
-        rng = torch.Generator(device).manual_seed(1)
+        net, rng = small_net(device), torch.Generator(device).manual_seed(1)
         start = torch.randn(4, 3, generator=rng, device=device)
         given = {"rng": rng, "differentiable": kept, "recompute": recompute, "clip": 0.2}
-        x, info = langevin(lambda x: net(x).squeeze(1), start, samplers.decoupled(0.4, b, 7), **given)
+        x, info = langevin(net, start, samplers.decoupled(0.4, b, 7), **given)
         x.square().sum().backward()
         weights = [p.grad for p in net.parameters() if p.grad is not None]
         return [x.detach(), info.energy, info.grad_norm, torch.rand(3, generator=rng, device=device), *weights]
@@ -301,24 +272,22 @@ def test_a_chain_that_is_run_again_has_the_same_gradient_and_keeps_its_states_al
     assert saved_tensors(30, False, device, True) == saved_tensors(30, False, device)
 
 
-def test_more_differentiable_steps_than_there_are_is_refused(device):
+def test_no_leapfrog_step_and_more_differentiable_ones_than_there_are_are_refused():
+    x = torch.zeros(2, 2)
     for kept in (4, -1):
         with pytest.raises(ValueError, match=f"differentiable = {kept} steps; the schedule has 3"):
-            langevin(gaussian(1.0), torch.zeros(2, 2, device=device), samplers.ula(0.1, 3), differentiable=kept)
+            langevin(quartic, x, samplers.ula(0.1, 3), differentiable=kept)
+    with pytest.raises(ValueError, match="got L = 0"):
+        hmc(quartic, x, 0.1, 1, L=0)
 
 
-@pytest.mark.parametrize("sampler", ["langevin", "langevin_step", "mala", "hmc"])
+@pytest.mark.parametrize(
+    "sampler", [partial(langevin, schedule=[(0.1, 0.3)]), partial(langevin_step, a=0.1, b=0.3), *CORRECTED]
+)
 def test_samplers_return_no_graph_and_leave_no_weight_gradients(sampler, device, dtype, rng):
     w = torch.tensor(1.5, device=device, dtype=dtype, requires_grad=True)
-    energy = lambda x: w * quartic(x)
     x = torch.ones(4, 2, device=device, dtype=dtype, requires_grad=True)
-    run = {
-        "langevin": lambda: langevin(energy, x, [(0.1, 0.3)] * 3, rng=rng(13)),
-        "langevin_step": lambda: langevin_step(energy, x, 0.1, 0.3, rng=rng(13)),
-        "mala": lambda: mala(energy, x, 0.1, 3, rng=rng(13)),
-        "hmc": lambda: hmc(energy, x, 0.1, 3, rng=rng(13)),
-    }[sampler]
-    out, info = run()
+    out, info = sampler(lambda x: w * quartic(x), x, rng=rng(13))
     assert not out.requires_grad
     assert not any(field.requires_grad for field in info)
     assert w.grad is None
@@ -360,15 +329,11 @@ def test_each_chain_may_have_its_own_step(kernel, device, dtype, rng):
     step = torch.tensor(steps, device=device, dtype=dtype).repeat_interleave(10_000)
     x = torch.zeros(20_000, 2, device=device, dtype=dtype)
     x, info = kernel(quartic, x, step, 60, rng=rng(15))
+    moments = [quartic_moment(1), quartic_moment(2)]
     for half in x.chunk(2):
-        assert_mean(
-            torch.stack([(half**k).mean(1) for k in (1, 2)], 1), [quartic_moment(1), quartic_moment(2)], se=0.012
-        )
+        assert_mean(torch.stack([half.mean(1), (half**2).mean(1)], 1), moments, se=0.012)
     small, large = info.acceptance.chunk(2)
     assert small.mean() > large.mean() + 0.05
-    # one trajectory with a tensor of equal steps is the one with the float
-    alone, _ = kernel(quartic, x[:50], steps[1], 1, rng=rng(16))
-    torch.testing.assert_close(kernel(quartic, x[:50], step[-50:], 1, rng=rng(16))[0], alone)
 
 
 def test_mala_accepts_with_the_ratio_of_torch_distributions(device, rng):
@@ -405,7 +370,7 @@ def test_hmc_accepts_with_the_error_of_the_hamiltonian(device, rng):
     assert 50 < int(moved.sum()) < n
 
 
-@pytest.mark.parametrize("kernel", [partial(mala, step=0.3, K=60), partial(hmc, step=0.6, K=60)])
+@pytest.mark.parametrize("kernel", CORRECTED)
 @pytest.mark.parametrize("outside", [math.nan, math.inf])
 def test_an_undefined_energy_is_a_rejection(kernel, outside, device, dtype, rng):
     """With E = x^2 / 2 left of 0 and no number right of it, the target is the half-normal law."""
@@ -422,14 +387,10 @@ def test_an_undefined_energy_is_a_rejection(kernel, outside, device, dtype, rng)
 
 @pytest.mark.parametrize("kernel", [mala, hmc])
 def test_corrected_chains_report_every_state(kernel, device, dtype, rng):
-    seen = []
-    x = torch.zeros(5, 2, device=device, dtype=dtype)
-    out, _ = kernel(quartic, x, 0.2, 3, rng=rng(22), callback=lambda k, x: seen.append((k, x.clone())))
-    assert [k for k, _ in seen] == [0, 1, 2]
-    assert torch.equal(seen[-1][1], out)
-    same, info = kernel(quartic, x, 0.2, 0, rng=rng(22))
-    assert torch.equal(same, x)
-    assert bool((info.acceptance == 0).all())
+    seen, x = {}, torch.zeros(5, 2, device=device, dtype=dtype)
+    out, _ = kernel(quartic, x, 0.2, 3, rng=rng(22), callback=seen.__setitem__)
+    assert list(seen) == [0, 1, 2]
+    assert torch.equal(seen[2], out)
 
 
 # -- leapfrog --
@@ -464,15 +425,9 @@ def test_leapfrog_is_of_second_order_against_the_harmonic_oscillator(device):
 
 
 def test_leapfrog_keeps_volume(device):
-    start = torch.eye(2, device=device, dtype=torch.float64)  # (x, p) = (1, 0) and (0, 1); the map is linear here
-    x, p = start[:, :1], start[:, 1:]
+    x, p = torch.eye(2, device=device, dtype=torch.float64).split(1, 1)  # (x, p) = (1, 0) and (0, 1): a linear map
     x, p, *_ = leapfrog(gaussian(0.6), x, p, x / 0.6**2, 0.5, 3)
     assert float(torch.linalg.det(torch.cat([x, p], 1))) == pytest.approx(1, abs=1e-12)
-
-
-def test_hmc_refuses_no_leapfrog_step(device):
-    with pytest.raises(ValueError, match="got L = 0"):
-        hmc(quartic, torch.zeros(1, 2, device=device), 0.1, 1, L=0)
 
 
 # -- tune --

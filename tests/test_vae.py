@@ -96,5 +96,4 @@ def test_the_decoders_spread_is_bounded(device):
     vae = VAE(latents=2, width=8, depth=1).to(device)
     torch.nn.init.normal_(vae.decode.layers[-1].weight)
     law = vae.decode(1e6 * torch.ones(3, 2, device=device))
-    assert torch.isfinite(law.mean).all()
     assert 6 < float(law.log_std.detach().abs().max()) <= 7

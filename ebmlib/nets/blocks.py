@@ -1,6 +1,7 @@
 """Building blocks of the energy nets. No normalization layers: an energy must not couple the samples of a batch."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,7 @@ def sinusoidal(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-def leaky(x: Tensor) -> Tensor:
-    """Leaky ReLU with slope .2, DRL's activation."""
-    return F.leaky_relu(x, 0.2)
+leaky = partial(F.leaky_relu, negative_slope=0.2)  # DRL's activation
 
 
 class TimeEmbedding(nn.Module):
@@ -41,9 +40,9 @@ class TimeEmbedding(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """A learned factor a channel, 0 at the start, so that a residual branch begins as nothing.
+    """A learned factor a channel, 0 at the start, for the paper's second convolution at zero.
 
-    The paper starts the second convolution at zero instead; spectral normalization cannot divide a zero weight.
+    Spectral normalization cannot divide a zero weight.
     """
 
     def __init__(self, channels: int):
@@ -64,15 +63,14 @@ class ResBlock(nn.Module):
         super().__init__()
         self.act = act
 
-        def layer(i: int, o: int) -> nn.Module:
-            return maybe_spectral(nn.Conv2d(i, o, 3, padding=1) if dim else nn.Linear(i, o), spectral)
+        def layer(i: int, o: int, kernel: int = 3) -> nn.Module:
+            plain = nn.Conv2d(i, o, kernel, padding=kernel // 2) if dim else nn.Linear(i, o)
+            return maybe_spectral(plain, spectral)
 
         self.first, self.second = layer(inner, outer), layer(outer, outer)
         self.time = maybe_spectral(nn.Linear(embedding, outer), spectral)
         self.scale = ChannelScale(outer)
-        self.shortcut = nn.Identity()
-        if inner != outer:
-            self.shortcut = maybe_spectral(nn.Conv2d(inner, outer, 1) if dim else nn.Linear(inner, outer), spectral)
+        self.shortcut = layer(inner, outer, 1) if inner != outer else nn.Identity()
 
     def shift(self, temb: Tensor) -> Tensor:
         """What the block adds for the time embedding temb (B, embedding): (B, outer). It does not depend on x."""

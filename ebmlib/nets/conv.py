@@ -10,11 +10,10 @@ from torch.nn import functional as F
 class ConvNet(nn.Module):
     """The self-adversarial paper's net (Table 2) for images, to (B,).
 
-    x is (B, channels, size, size). A 3x3 convolution and 4x4 convolutions of
-    stride 2, all with swish, and a dense layer. Widths are filters x
+    A 3x3 convolution and 4x4 convolutions of stride 2, all with swish, and a
+    dense layer, for x (B, channels, size, size). Widths are filters x
     multipliers: (1, 2, 2, 2) for MNIST and Fashion-MNIST, (1, 2, 4, 8) for
-    CIFAR-10, (1, 2, 4, 8, 16) for CelebA at 64 pixels. ValueError for a size
-    that the strides do not divide.
+    CIFAR-10, (1, 2, 4, 8, 16) for CelebA at 64 pixels.
     """
 
     def __init__(
@@ -37,8 +36,8 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(widths[-1] * (size // 2**strides) ** 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != self.shape:
-            got = tuple(x.shape[1:])
+        got = tuple(x.shape[1:])
+        if got != self.shape:
             raise ValueError(f"this net takes images {self.shape}; got {got}")
         for layer in self.body:
             x = F.silu(layer(x))

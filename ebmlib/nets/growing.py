@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,15 +10,18 @@ from torch.nn import functional as F
 from ebmlib.nets.blocks import maybe_spectral
 
 
-class FromRGB(nn.Module):
+def _conv(inner: int, outer: int, spectral: bool, padding: str, stride: int = 1) -> nn.Module:
+    return maybe_spectral(nn.Conv2d(inner, outer, 3, stride, padding=1, padding_mode=padding), spectral)
+
+
+def from_rgb(channels: int, outer: int, *options) -> nn.Module:
     """Image to features: swish of a 3x3 convolution, (B, channels, H, W) to (B, outer, H, W)."""
+    return nn.Sequential(OrderedDict(conv=_conv(channels, outer, *options), swish=nn.SiLU()))
 
-    def __init__(self, channels: int, outer: int, spectral: bool, padding: str):
-        super().__init__()
-        self.conv = maybe_spectral(nn.Conv2d(channels, outer, 3, padding=1, padding_mode=padding), spectral)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.silu(self.conv(x))
+def fade(inner: int, outer: int, *options) -> nn.Module:
+    """What stands in for a new Primal while it is faded in: a 3x3 convolution and pooling (CF-EBM, section 3.2)."""
+    return nn.Sequential(OrderedDict(conv=_conv(inner, outer, *options), pool=nn.AvgPool2d(2)))
 
 
 class Primal(nn.Module):
@@ -29,8 +33,8 @@ class Primal(nn.Module):
 
     def __init__(self, inner: int, outer: int, spectral: bool, padding: str):
         super().__init__()
-        self.first = maybe_spectral(nn.Conv2d(inner, outer, 3, padding=1, padding_mode=padding), spectral)
-        self.second = maybe_spectral(nn.Conv2d(outer, outer, 3, 2, padding=1, padding_mode=padding), spectral)
+        self.first = _conv(inner, outer, spectral, padding)
+        self.second = _conv(outer, outer, spectral, padding, stride=2)
         self.shortcut = maybe_spectral(nn.Conv2d(inner, outer, 1), spectral)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,22 +42,11 @@ class Primal(nn.Module):
         return (h + self.shortcut(F.avg_pool2d(x, 2))) / math.sqrt(2)  # a 1x1 convolution and a mean may be swapped
 
 
-class Fade(nn.Module):
-    """What stands in for a new Primal while it is faded in: a 3x3 convolution and pooling (CF-EBM, section 3.2)."""
-
-    def __init__(self, inner: int, outer: int, spectral: bool, padding: str):
-        super().__init__()
-        self.conv = maybe_spectral(nn.Conv2d(inner, outer, 3, padding=1, padding_mode=padding), spectral)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(self.conv(x), 2)
-
-
 class GrowingNet(nn.Module):
     """CF-EBM's energy (Table 6): FromRGB, a Primal for each halving down to 4 x 4, two convolutions to 1 x 1, a number.
 
-    x (B, channels, size, size) to (B,), size 4, 8, 16, ...; features(r) = width min(4, 128 / r) at r pixels, width is
-    the paper's c. A grown net's bottom block is beta Primal + (1 - beta) Fade; `beta` is a plain attribute.
+    x (B, channels, size, size) to (B,), size 4, 8, 16, ...; `width` is the paper's c. A grown net's bottom block is
+    beta Primal + (1 - beta) Fade; `beta` is a plain attribute.
     """
 
     def __init__(
@@ -65,8 +58,8 @@ class GrowingNet(nn.Module):
         self.size, self.channels, self.width = size, channels, width
         self.options = (spectral, padding)
         self.beta = 1.0
-        self.fade: Fade | None = None
-        self.from_rgb = FromRGB(channels, self.features(size), *self.options)
+        self.fade: nn.Module | None = None
+        self.from_rgb = from_rgb(channels, self.features(size), *self.options)
         self.primal = nn.ModuleDict()  # the key is the resolution that comes in
         for n in range(size.bit_length() - 3):
             self._add_primal(8 << n)
@@ -85,16 +78,15 @@ class GrowingNet(nn.Module):
     def grow(self) -> "GrowingNet":
         """A net for twice the size, at beta = 0: this one stays as it is.
 
-        A copy with a new Primal, a new Fade and a new FromRGB, all random;
-        everything else is copied bit for bit. The new net is ready to train,
-        and the old one is the coarse sampler with its own FromRGB.
+        A copy, ready to train, with a new Primal, a new Fade and a new
+        FromRGB, all random; everything else is copied bit for bit.
         """
         fine = copy.deepcopy(self)
         fine.size, fine.beta = 2 * self.size, 0.0
         fine._add_primal(fine.size)
         outer = self.features(fine.size)
-        fine.fade = Fade(outer, self.features(self.size), *self.options)
-        fine.from_rgb = FromRGB(self.channels, outer, *self.options)
+        fine.fade = fade(outer, self.features(self.size), *self.options)
+        fine.from_rgb = from_rgb(self.channels, outer, *self.options)
         like = self.head.bias
         return fine.to(like.device, like.dtype).train().requires_grad_(True)
 
@@ -107,8 +99,8 @@ class GrowingNet(nn.Module):
         return self.beta * self.primal[str(self.size)](h) + (1 - self.beta) * self.fade(h)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != (self.channels, self.size, self.size):
-            shape = (self.channels, self.size, self.size)
+        shape = (self.channels, self.size, self.size)
+        if x.shape[1:] != shape:
             raise ValueError(f"this net takes images of shape {shape}; got {tuple(x.shape[1:])}")
         h = self.from_rgb(x)
         for size in range(self.size.bit_length() - 1, 2, -1):

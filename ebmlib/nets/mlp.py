@@ -19,14 +19,9 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int = 2,
-        width: int = 128,
-        depth: int = 3,
-        spectral: bool = False,
-        gain: float = 1.0,
-        box: float | None = None,
-    ):
+        self, dim: int = 2, width: int = 128, depth: int = 3,
+        spectral: bool = False, gain: float = 1.0, box: float | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.gain = gain
         widths = [dim, *[width] * depth, 1]
@@ -45,10 +40,7 @@ class MLP(nn.Module):
 
     @classmethod
     def spread(cls, box: float, steep: float, **options) -> "MLP":
-        """A net whose first layer is `steep` times as steep and turns at random points of |x_i| <= box.
-
-        The slope is that of the first weights, which training may change; `gain` is fixed. `options` are the net's.
-        """
+        """A net of these options whose first layer starts `steep` times as steep and turns all over |x_i| <= box."""
         net = cls(**options)
         weight, bias = net.layers[0].weight, net.layers[0].bias
         with torch.no_grad():
@@ -59,9 +51,8 @@ class MLP(nn.Module):
     def grad_laplacian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """grad E (B, dim) and the Laplacian of E (B,) in one forward pass.
 
-        Differentiable in the weights and in x. Every layer carries h, dh/dx_i
-        and h's Laplacian; h = s(z) gives s'(z) dz_i and
-        s'' sum_i dz_i^2 + s' lap z.
+        Every layer carries h, dh/dx_i and h's Laplacian; h = s(z) gives
+        s'(z) dz_i and s'' sum_i dz_i^2 + s' lap z. Differentiable.
         """
         count, dim = x.shape
         eye = self.gain * torch.eye(dim, dtype=x.dtype, device=x.device)
@@ -88,14 +79,9 @@ class TimeMLP(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int = 2,
-        width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 1,
-        spectral: bool = True,
-        gain: float = 1.0,
-    ):
+        self, dim: int = 2, width: int = 128, multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 1, spectral: bool = True, gain: float = 1.0,
+    ):  # fmt: skip
         super().__init__()
         self.gain = gain
         self.embed = TimeEmbedding(width, width, spectral)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebmlib.core import LOG_2PI
+from ebmlib.core import LOG_2PI, Rng
 
 
 class Normal(NamedTuple):
@@ -29,14 +29,12 @@ class Normal(NamedTuple):
 class GaussianMLP(nn.Module):
     """`depth` hidden layers of `width` with ReLU: (B, inner) to a Gaussian over (B, outer).
 
-    Log standard deviations are kept within +-bound by a scaled tanh: a variance cannot vanish or explode.
-    Hidden weights start as in He et al. (2015): with PyTorch's start a narrow net hardly sees its input, and collapses.
-    Standard deviations start at 1 whatever the input: random ones reach e^-4 in a narrow net, and the first loss 1e6.
+    A scaled tanh keeps log standard deviations within +-7. Hidden weights start as in He et al. (2015): with PyTorch's
+    a narrow net hardly sees its input. Standard deviations start at 1: random ones would make the first loss 1e6.
     """
 
-    def __init__(self, inner: int, outer: int, width: int = 256, depth: int = 4, bound: float = 7.0):
+    def __init__(self, inner: int, outer: int, width: int = 256, depth: int = 4):
         super().__init__()
-        self.bound = bound
         widths = [inner, *[width] * depth, 2 * outer]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
         for layer in self.layers[:-1]:
@@ -49,7 +47,7 @@ class GaussianMLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         mean, raw = self.layers[-1](x).chunk(2, -1)
-        return Normal(mean, self.bound * torch.tanh(raw / self.bound))
+        return Normal(mean, 7 * torch.tanh(raw / 7))
 
 
 class VAE(nn.Module):
@@ -64,7 +62,7 @@ class VAE(nn.Module):
         self.encode = GaussianMLP(dim, latents, width, depth)
         self.decode = GaussianMLP(latents, dim, width, depth)
 
-    def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, rng: Rng = None) -> Tensor:
         """n exact samples (n, dim) of p(x): z from the prior, then x with the decoder's noise (Eq. 8)."""
         device = next(self.parameters()).device
         eps = torch.randn(n, self.dim + self.latents, generator=rng, device=device)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,42 +20,27 @@ class TimeWideResNet(nn.Module):
 
     x (B, channels, H, W) and t (B,) to (B,). head "dense" is the paper's Dense 1; "time" is the released code's inner
     product with a dense layer of the time embedding. precision "bfloat16" autocasts the body in evaluation mode, where
-    chains run. The loss is a small difference of large energies and stays in float32: rounded, its gradient at DRL's
-    level 0 points elsewhere. H and W must be divisible by 2^(len(multipliers) - 1).
+    chains run: the loss is a small difference of large energies and stays in float32.
     """
 
     def __init__(
-        self,
-        channels: int = 3,
-        width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 5,
-        head: str = "time",
-        spectral: bool = True,
-        precision: str = "float32",
-    ):
+        self, channels: int = 3, width: int = 128, multipliers: Sequence[int] = (1, 2, 2, 2), blocks: int = 5,
+        head: str = "time", spectral: bool = True, precision: str = "float32",
+    ):  # fmt: skip
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision = {precision!r}: allowed are {', '.join(map(repr, PRECISIONS))}")
+        for name, given, allowed in (("precision", precision, PRECISIONS), ("head", head, HEADS)):
+            if given not in allowed:
+                raise ValueError(f"{name} = {given!r}: allowed are {', '.join(map(repr, allowed))}")
         self.precision = getattr(torch, precision)
-        if head not in HEADS:
-            raise ValueError(f"head = {head!r}: allowed are {', '.join(map(repr, HEADS))}")
         embedding = 4 * width
         self.embed = TimeEmbedding(width, embedding, spectral)
         self.stem = maybe_spectral(nn.Conv2d(channels, width, 3, padding=1), spectral)
-        stages, inner = [], width
-        for m in multipliers:
-            outer = width * m
-            stages.append(
-                nn.ModuleList(
-                    ResBlock(inner if n == 0 else outer, outer, embedding, 2, spectral) for n in range(blocks)
-                )
-            )
-            inner = outer
-        self.stages = nn.ModuleList(stages)
-        outputs = 1 if head == "dense" else inner
-        self.head = maybe_spectral(nn.Linear(inner if head == "dense" else embedding, outputs), spectral)
+        self.stages = nn.ModuleList()
+        for inner, outer in pairwise([width, *(width * m for m in multipliers)]):
+            widths = pairwise([inner, *[outer] * blocks])
+            self.stages.append(nn.ModuleList(ResBlock(i, o, embedding, 2, spectral) for i, o in widths))
         self.by_time = head == "time"
+        self.head = maybe_spectral(nn.Linear(embedding, outer) if self.by_time else nn.Linear(outer, 1), spectral)
 
     def at(self, t: Tensor) -> Energy:
         """The energy x (B, channels, H, W) -> (B,) at fixed levels t (B,); what depends on t alone is computed once."""

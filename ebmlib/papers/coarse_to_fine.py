@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy
+from ebmlib.core import Energy, Rng
 from ebmlib.samplers import Pair
 
 MIXES = ("linear", "root")
@@ -59,10 +59,7 @@ def upsample(x: Tensor) -> Tensor:
 
 
 def pyramid(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """x (B, C, H, W) average-pooled to each of `sizes`, in their order (section 3.2: "average pooling").
-
-    ValueError for a size that no number of halvings reaches.
-    """
+    """x (B, C, H, W) average-pooled to each of `sizes`, in their order (section 3.2: "average pooling")."""
     levels = {x.shape[-1]: x}
     while x.shape[-1] > min(sizes) and not any(side % 2 for side in x.shape[2:]):
         x = pool(x)
@@ -73,12 +70,12 @@ def pyramid(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return [levels[size] for size in sizes]
 
 
-def uniform(shape: Sequence[int], rng: torch.Generator | None = None, device: Any = None) -> Tensor:
+def uniform(shape: Sequence[int], rng: Rng = None, device: Any = None) -> Tensor:
     """Noise from U(-1, 1), where every chain of the paper starts."""
     return 2 * torch.rand(*shape, generator=rng, device=device) - 1
 
 
-def mix(coarse: Tensor, beta: float, rng: torch.Generator | None = None, how: str = "linear") -> Tensor:
+def mix(coarse: Tensor, beta: float, rng: Rng = None, how: str = "linear") -> Tensor:
     """The start of fine chains: (1 - beta) Up(coarse) + beta U(-1, 1), from (B, C, h, w) to twice the sides.
 
     how "root" weighs Up with sqrt(1 - beta^2), which keeps the variance where both have the same; Algorithm 1.
@@ -104,7 +101,7 @@ def stage_start(
     chain: Chain,
     beta: float,
     *,
-    rng: torch.Generator | None = None,
+    rng: Rng = None,
     how: str = "linear",
 ) -> Tensor:
     """Where the chains of a stage start: (B, C, 2h, 2w) (Algorithm 1).
@@ -120,8 +117,7 @@ def climb(energies: Sequence[Energy], x: Tensor, steps: Sequence[int], chain: Ch
     """Stage sampling: chains of steps[s] steps on energies[s], coarsest first, each resolution's ends upsampled.
 
     x is the coarsest start (B, C, h, w), each stage doubles its sides. `chain(energy, x, K)` runs K steps and does what
-    else they need: a net in evaluation mode, counting the work.
-    Source: Appendix A.8 and ablation (e), where a net is kept for each resolution.
+    else they need: a net in evaluation mode, counting the work. Source: Appendix A.8 and ablation (e).
     """
     if len(energies) != len(steps) or not energies:
         raise ValueError(f"climb needs one K an energy; got {len(energies)} energies and {len(steps)} numbers of steps")
@@ -130,35 +126,33 @@ def climb(energies: Sequence[Energy], x: Tensor, steps: Sequence[int], chain: Ch
     return x
 
 
-def chain_variance(precision: Tensor, begin: Tensor, schedule: Sequence[Pair]) -> Tensor:
-    """Variance after a chain on E = precision x^2 / 2 that starts with variance `begin`: v <- (1 - a w)^2 v + b^2."""
-    for a, b in schedule:
-        begin = (1 - a * precision) ** 2 * begin + b**2
-    return begin
-
-
 def short_run_precision(
     variance: Tensor,
     begin: Tensor,
     schedule: Sequence[Pair],
-    rounds: int = 60,
 ) -> Tensor:
     """Curvature w with which a short chain ends at `variance`, elementwise.
 
     The chain starts with variance `begin`. Maximum likelihood with such chains
     comes to rest there on Gaussian data; only a long chain has
     w = 1 / variance (up to its step). Bisection on -1/a < w < 1/a, where the
-    end's variance falls with w. ValueError if the noise alone gives more than
-    `variance` at w = 1/a.
+    end's variance falls with w.
     """
+
+    def wide(w: Tensor) -> Tensor:
+        v = begin
+        for a, b in schedule:  # on E = w x^2 / 2
+            v = (1 - a * w) ** 2 * v + b**2
+        return v > variance
+
     top = 1 / max(a for a, _ in schedule)
     low = torch.full_like(variance, -top)
     high = torch.full_like(variance, top)
-    if bool((chain_variance(high, begin, schedule) > variance).any()):
+    if bool(wide(high).any()):
         raise ValueError("the chain's noise has more variance than asked")
-    for _ in range(rounds):
+    for _ in range(60):
         middle = (low + high) / 2
-        wide = chain_variance(middle, begin, schedule) > variance
-        low = torch.where(wide, middle, low)
-        high = torch.where(wide, high, middle)
+        more = wide(middle)
+        low = torch.where(more, middle, low)
+        high = torch.where(more, high, middle)
     return (low + high) / 2

@@ -4,7 +4,8 @@ Source: the self-adversarial paper, section 2. Solvers are torchdiffeq's; the so
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,39 +17,27 @@ from ebmlib.samplers import descent, langevin
 GradLaplacian = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _curvature(energy: Energy, x: Tensor, directions: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, list]:
-    """grad E(x) and the Hessian's products with directions of x's shape."""
-    with torch.enable_grad():
-        point = x if x.requires_grad and create_graph else x.detach().requires_grad_(True)
-        _, grad = energy_and_grad(energy, point, create_graph=True)
-        options = {"create_graph": create_graph, "retain_graph": True}
-        products = [torch.autograd.grad(grad, point, v, **options)[0] for v in directions]
-    return (grad if create_graph else grad.detach()), products
-
-
-def _axes(x: Tensor) -> list[Tensor]:
-    """The coordinate directions, each expanded to x's shape."""
-    eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    return [row.reshape(1, *x.shape[1:]).expand_as(x) for row in eye]
-
-
 def laplacian(
     energy: Energy, x: Tensor, *, probe: Tensor | None = None, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """grad E(x) of shape (B, *S) and the Laplacian of E, the trace of its Hessian, (B,).
+    """grad E(x) (B, *S) and the Laplacian of E (B,), by one Hessian product a coordinate; with a graph if asked for.
 
-    Exact, with one Hessian product a coordinate; with a `probe` v of x's shape it is Hutchinson's estimate v . H v,
-    unbiased for entries of mean 0 and covariance I. Detached unless `create_graph`.
+    With a `probe` v of x's shape it is Hutchinson's estimate v . H v, unbiased for entries of mean 0 and covariance I.
     """
-    directions = _axes(x) if probe is None else [probe]
-    grad, products = _curvature(energy, x, directions, create_graph)
-    return grad, sum(flat_sum(v * hv) for v, hv in zip(directions, products, strict=True))
+    axes = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
+    directions = [v.expand_as(x) for v in axes] if probe is None else [probe]
+    with torch.enable_grad():
+        point = x if x.requires_grad and create_graph else x.detach().requires_grad_(True)
+        _, grad = energy_and_grad(energy, point, create_graph=True)
+        product = partial(torch.autograd.grad, grad, point, create_graph=create_graph, retain_graph=True)
+        trace = sum(flat_sum(v * product(v)[0]) for v in directions)
+    return (grad if create_graph else grad.detach()), trace
 
 
 def hessian(energy: Energy, x: Tensor) -> Tensor:
     """Hessian of E at each sample, (B, *S) -> (B, d, d) with d the number of coordinates; detached."""
-    _, products = _curvature(energy, x, _axes(x), create_graph=False)
-    return torch.stack([hv.flatten(1) for hv in products], 1)
+    one = lambda point: energy(point.reshape(1, *x.shape[1:]))[0]
+    return torch.func.vmap(torch.func.hessian(one))(x.flatten(1)).detach()
 
 
 def _solve(velocity: Callable[[Tensor], Tensor], state: Tensor, t_end: float, tol: float) -> Tensor:
@@ -74,8 +63,7 @@ def transport(
 
     x is (B, *S), t_end in units of x^2 / energy. With x ~ N(0, I) this is the
     generator G_theta of Eq. 5. Detached unless `create_graph`, which
-    differentiates through the solver's own steps: exact for what was computed,
-    at a memory that grows with their number.
+    differentiates through the solver's own steps, at the memory of all.
     """
 
     def velocity(y: Tensor) -> Tensor:
@@ -86,18 +74,12 @@ def transport(
 
 
 def transport_density(
-    energy: Energy,
-    x: Tensor,
-    t_end: float = 0.2,
-    *,
-    tol: float = 1e-5,
-    field: GradLaplacian | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor, Tensor]:
+    energy: Energy, x: Tensor, t_end: float = 0.2, *,
+    tol: float = 1e-5, field: GradLaplacian | None = None, create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `transport`, with the change of the log density along the path, (B,): d log p(x(t)) / dt = +Laplacian of E.
 
-    The velocity's divergence is minus the Laplacian, hence the sign (Chen et al., 2018; Eq. 6). `field` replaces
-    `laplacian`: a net's own fast one, or Hutchinson's estimate with one probe for the whole path.
+    `field` replaces `laplacian`: a net's own fast one, or Hutchinson's estimate. Source: Chen et al. (2018); Eq. 6.
     """
     if field is None:
         field = lambda y: laplacian(energy, y, create_graph=create_graph)
@@ -149,7 +131,7 @@ def euler(energy: Energy, x: Tensor, step: float, K: int) -> tuple[Tensor, Tenso
 def euler_inverse(energy: Energy, y: Tensor, step: float, K: int, *, rounds: int = 50) -> Tensor:
     """x with K Euler steps from x ending at y: each step by `rounds` fixed-point rounds x <- y + step grad E(x).
 
-    A round divides the error by 1 / (step Lip(grad E)): it converges where that product, `contraction`, is below 1.
+    It converges where `contraction` is below 1.
     """
     for _ in range(K):
         x = y
@@ -162,6 +144,6 @@ def euler_inverse(energy: Energy, y: Tensor, step: float, K: int, *, rounds: int
 def contraction(energy: Energy, x: Tensor, step: float) -> Tensor:
     """step times the spectral norm of the Hessian at each x, (B,). Below 1 on a convex set: Euler is invertible there.
 
-    The largest value is the step times the Lipschitz constant of grad E, the bound of Behrmann et al. (2019).
+    Source: the bound of Behrmann et al. (2019).
     """
     return step * torch.linalg.matrix_norm(hessian(energy, x), ord=2)

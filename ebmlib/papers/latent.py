@@ -5,13 +5,13 @@ A decoder is a function z (B, d) -> a Gaussian of x with `mean` and `log_std` of
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, checked, flat_sum, gaussian_energy
+from ebmlib.core import Energy, Rng, checked, flat_sum, gaussian_energy
 
 Decoder = Callable[[Tensor], Any]
 
@@ -21,21 +21,12 @@ def pack(*parts: Tensor) -> Tensor:
     return torch.cat([part.flatten(1) for part in parts], 1)
 
 
-def unpack(state: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """The groups (B, *S_i) of a packed state (B, D); ValueError unless the shapes hold D numbers in all."""
-    sizes = [math.prod(shape) for shape in shapes]
-    if state.ndim != 2 or sum(sizes) != state.shape[1]:
-        raise ValueError(f"shapes {list(shapes)} hold {sum(sizes)} numbers a sample; the state is {tuple(state.shape)}")
-    return [part.reshape(-1, *shape) for part, shape in zip(state.split(sizes, 1), shapes)]
-
-
 def split(state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A state (B, D) as its part of x's shape (B, *S) and the rest (B, d)."""
-    rest = state.shape[-1] - math.prod(shape)
-    if rest < 1:
+    """A packed state (B, D) as its part of x's shape (B, *S) and the rest (B, d)."""
+    size = math.prod(shape)
+    if state.shape[-1] <= size:
         raise ValueError(f"a state of {state.shape[-1]} numbers leaves no latents beside x of shape {shape}")
-    part, z = unpack(state, [shape, (rest,)])
-    return part, z
+    return state[:, :size].reshape(-1, *shape), state[:, size:]
 
 
 def push(
@@ -93,20 +84,15 @@ def in_data(energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)) -> E
     return target
 
 
-def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
-    """log p(x | z) + log p(z) - log q(z | x) for one draw z ~ q(z | x) for each x (B, *S): (B,), in nats.
-
-    Its exponential has the mean p(x) exactly.
-    """
+def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: Rng = None) -> Tensor:
+    """log p(x | z) + log p(z) - log q(z | x) for one draw z of q for each x (B, *S): (B,), exp of it has mean p(x)."""
     q = encode(x)
     z = q.transform(torch.randn(q.mean.shape, generator=rng, dtype=x.dtype, device=x.device))
     return decode(z).log_prob(x) - gaussian_energy(z) - q.log_prob(z)
 
 
 @torch.no_grad()
-def iwae(
-    encode: Decoder, decode: Decoder, x: Tensor, n: int, rng: torch.Generator | None = None, block: int = 20_000
-) -> Tensor:
+def iwae(encode: Decoder, decode: Decoder, x: Tensor, n: int, rng: Rng = None, block: int = 20_000) -> Tensor:
     """log of the mean of n importance weights, (B, *S) -> (B,) in nats: at most log p(x) on average, = it for n large.
 
     At most `block` draws are decoded at once. Source: Burda et al. (2016), Eq. 8; VAEBM, section 5.4.

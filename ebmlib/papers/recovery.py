@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmlib.core import Energy, expand, flat_sum
-from ebmlib.samplers import NoiseSource, Pair, langevin, noise_like
+from ebmlib.core import Energy, Rng, expand, flat_sum
+from ebmlib.samplers import Callback, NoiseSource, Pair, Scalar, langevin, noise_like
 
 VARIANTS = ("code", "text")
 WAYS = ("arc", "angle", "line")
@@ -43,15 +43,11 @@ class Noising(NamedTuple):
         """The same tables on another device."""
         return Noising(*(table.to(device) for table in self))
 
-    def noise_to(self, x: Tensor, t: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    def noise_to(self, x: Tensor, t: Tensor, rng: Rng = None) -> Tensor:
         """Draw x_t ~ N(cum_a_t x, cum_sigma_t^2 I); x is (B, *S), t is (B,) in 0..T."""
         return expand(self.cum_a[t], x) * x + expand(self.cum_sigma[t], x) * noise_like(x, rng)
 
-    def pairs(
-        self,
-        x: Tensor,
-        rng: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def pairs(self, x: Tensor, rng: Rng = None) -> tuple[Tensor, ...]:
         """Draw (y_t, x_{t+1}, t) with a level t ~ U{0..T-1} for each sample.
 
         x is data (B, *S); y_t = scale[t] x_t and x_{t+1} = a_{t+1} x_t +
@@ -63,18 +59,12 @@ class Noising(NamedTuple):
         x_next = a * x_t + sigma * noise_like(x, rng)
         return expand(self.scale[t], x) * x_t, x_next, t
 
-    def coupled(
-        self,
-        x: Tensor,
-        rng: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def coupled(self, x: Tensor, rng: Rng = None) -> tuple[Tensor, ...]:
         """`pairs` drawn from the far end: (y_t, x_{t+1}, t, xi).
 
         x_{t+1} comes first, then x_t from p(x_t | x_{t+1}, x), a Gaussian made
         of the noise xi (B, *S) (Ho et al., 2020, Eqs. 6 and 7). xi ~ N(0, I)
-        does not depend on x_{t+1}: a sample of the model that takes it for its
-        own noise keeps its distribution, and most of the noise in the
-        difference of the two is gone.
+        is independent of x_{t+1}, so that a model's sample can share it.
         """
         t = torch.randint(0, self.T, (len(x),), generator=rng, device=x.device)
         xi, x_next = noise_like(x, rng), self.noise_to(x, t + 1, rng)
@@ -87,21 +77,15 @@ class Noising(NamedTuple):
         return y, x_next, t, xi
 
 
-def cuts(T: int) -> list[int]:
-    """Where the released code cuts the 1000 betas: 0, s, .., (T-1) s, 999 with s = 1000 // (2 (T-1)); T = 1: 0, 999."""
-    stride = 1000 // (2 * (T - 1)) if T > 1 else 0
-    return [k * stride for k in range(T)] + [999]
-
-
 def _sigma2(T: int, variant: str) -> Tensor:
     """Noise variances sigma_0^2..sigma_T^2, float64."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # of Ho et al. (2020)
     if T == 1000:  # the released stride is 0 here: take sigma_t^2 = beta_t, and clean data at t = 0
         return torch.cat([torch.zeros(1, dtype=torch.float64), betas])
-    edges = cuts(T)
+    stride = 1000 // (2 * (T - 1)) if T > 1 else 0  # the released code cuts the betas at 0, s, .., (T - 1) s, 999
     log_keep = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
     # a_t^2 multiplies (1 - beta) over the betas after one cut up to and including the next.
-    ends = torch.tensor([-1, *edges]) + 1
+    ends = torch.tensor([-1, *(k * stride for k in range(T)), 999]) + 1
     code = 1 - (log_keep[ends[1:]] - log_keep[ends[:-1]]).exp()
     if variant == "code":
         return code
@@ -110,21 +94,14 @@ def _sigma2(T: int, variant: str) -> Tensor:
 
 
 def noising(
-    T: int = 6,
-    b2: float = 2e-4,
-    variant: str = "code",
-    *,
-    scaled: bool = True,
-    c_power: float = 1.0,
-    weight_power: float = 1.0,
-    device=None,
-) -> Noising:
+    T: int = 6, b2: float = 2e-4, variant: str = "code", *,
+    scaled: bool = True, c_power: float = 1.0, weight_power: float = 1.0, device=None,
+) -> Noising:  # fmt: skip
     """Tables for T levels; delta_t^2 = c_t^2 b2 sigma_{t+1}^2 with c_t^2 = (cum_sigma_t / cum_sigma_0)^c_power.
 
     "code" follows the release: E = net / delta^2 (`scaled=False`: E = net), the net's loss weighted by
     (sigma_1 / sigma_{t+1})^weight_power, no quadratic term at the last level. "text" follows Eqs. 15 to 17: linear
     variances, c = 1, E = net, weights 1, the term at every level.
-    Raises ValueError for a T without a schedule, an unknown variant or b2 <= 0.
     """
     if isinstance(T, bool) or not isinstance(T, int) or not (1 <= T <= 501 or T == 1000):
         raise ValueError(f"T = {T!r} levels: allowed are 1, any whole number from 2 to 501, and 1000")
@@ -159,11 +136,7 @@ def levels(net_at: Callable[[Tensor], Energy], tables: Noising) -> Callable[[Ten
     return at_level
 
 
-def conditional(
-    energy: Energy,
-    x_next: Tensor,
-    precision: Tensor | float,
-) -> Energy:
+def conditional(energy: Energy, x_next: Tensor, precision: Scalar) -> Energy:
     """E(y) + precision / 2 |x_next - y|^2, the energy of y given x_next.
 
     For x_next = y + sigma eps; precision (B,) is 1 / sigma^2 (Eq. 16).
@@ -199,14 +172,14 @@ def progressive(
     noise: float = 0.99,
     rng: NoiseSource = None,
     move: Callable[[int, Energy, Tensor], Tensor] | None = None,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: Callback = None,
 ) -> Tensor:
     """Algorithm 2: from x_T ~ N(0, I) (B, *S) down the levels to x_0.
 
     K Langevin steps at each level; `noise` scales theirs (.99 in the release
     at test time, 1 in the text) and `rng` is `langevin`'s. `move(t, target,
-    y)` goes on from there with the conditional energy of level t, by HMC say
-    (section 4.2). `callback(t, x_t)` sees every level.
+    y)` goes on from there, by HMC say (section 4.2). `callback(t, x_t)` sees
+    every level.
     """
     for level in reversed(range(tables.T)):
         t = torch.full((len(x),), level, dtype=torch.long, device=x.device)
@@ -233,10 +206,8 @@ def between(eps0: Tensor, eps1: Tensor, s: Tensor, way: str = "arc") -> Tensor:
     """Points (n, B, *S) at s (n,) in [0, 1] of the way from eps0 to eps1 (B, *S), exact at both ends.
 
     sin((1 - s) w) / sin(w) eps0 + sin(s w) / sin(w) eps1 (Shoemake 1985). The paper says "sphere", not which w:
-    "arc", w = pi / 2, is exactly normal for independent normal noise, whatever the dimension. "angle" measures w for
-    each sample: the great circle for inputs of one length, normal in many dimensions only; NaN for opposite inputs and
-    zeros, which have no way. "line" is (1 - s) eps0 + s eps1, of variance 1/2 in the middle.
-    ValueError for unequal shapes, an unknown way, and s that is not (n,) within [0, 1].
+    "arc", w = pi / 2, is exactly normal for independent normal noise. "angle" measures w for each sample: normal in
+    many dimensions only; NaN for opposite inputs and zeros. "line" is (1 - s) eps0 + s eps1, of variance 1/2 halfway.
     """
     if eps0.shape != eps1.shape:
         raise ValueError(f"the ends differ in shape: {tuple(eps0.shape)} and {tuple(eps1.shape)}")
@@ -253,12 +224,10 @@ def _check(s: Tensor, way: str) -> None:
 
 def _mix(eps0: Tensor, eps1: Tensor, s: Tensor, way: str) -> Tensor:
     """`between` without its checks, for use inside a chain: s has the noise's dtype and device."""
-    s = s[:, None]
-    if way == "line":
-        weights = 1 - s, s
-    else:
+    weights = 1 - s[:, None], s[:, None]
+    if way != "line":
         angle = _angle(eps0, eps1) if way == "angle" else s.new_full((1,), math.pi / 2)
-        weights = _share(1 - s, angle), _share(s, angle)
+        weights = (torch.where(angle == 0, w, torch.sin(w * angle) / torch.sin(angle)) for w in weights)  # (n, B)
     w0, w1 = (w.reshape(*w.shape, *[1] * (eps0.ndim - 1)) for w in weights)
     return w0 * eps0 + w1 * eps1
 
@@ -271,11 +240,6 @@ def _angle(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(along < torch.finfo(x.dtype).eps ** 0.5, math.nan, angle)
 
 
-def _share(s: Tensor, angle: Tensor) -> Tensor:
-    """sin(s w) / sin(w) for s (n, 1) and angles w (B,): (n, B), and its limit s at w = 0."""
-    return torch.where(angle == 0, s, torch.sin(s * angle) / torch.sin(angle))
-
-
 def shared(
     rng0: torch.Generator,
     rng1: torch.Generator,
@@ -286,7 +250,7 @@ def shared(
 
     A function for `langevin`'s rng: it takes a state (n * B, *S), all samples
     at s[0] first, and draws what two ordinary runs of B chains would draw from
-    their generators. ValueError as in `between`, and for one generator twice.
+    their generators.
     """
     _check(s, way)
     if rng0 is rng1:
@@ -311,16 +275,15 @@ def interpolate(
     rng1: torch.Generator,
     *,
     way: str = "arc",
-    fresh: torch.Generator | None = None,
+    fresh: Rng = None,
     noise: float = 0.99,
 ) -> Tensor:
     """Samples (n, B, *S) at s (n,) of the way between two runs (Figure 5).
 
     The runs are progressive sampling with rng0 and with rng1, each drawing x_T
-    of `shape` (B, *S) first; s = 0 and 1 give them. The noise that a chain
-    starts from and that of each step at each level is interpolated
-    (`between`). With `fresh` only the start is, and every chain draws its own
-    noise from there. Source: section 4.1.
+    of `shape` (B, *S) first; s = 0 and 1 give them. The noise of the start and
+    of every step is interpolated (`between`); with `fresh` only the start is,
+    and every chain draws its own noise from there. Source: section 4.1.
     """
     given = shared(rng0, rng1, s, way)
     size = len(s) * shape[0], *shape[1:]
@@ -331,10 +294,7 @@ def interpolate(
 
 
 def path_length(path: Tensor) -> Tensor:
-    """Length of the way along path (n, B, *S), step by step, over the distance of its ends: (B,).
-
-    1 is a straight line, n - 1 a walk between points as far from each other as the ends are.
-    """
+    """Length of the way along path (n, B, *S), step by step, over the distance of its ends: (B,), 1 for a line."""
     if len(path) < 2:
         raise ValueError(f"a path needs two points at least; got {len(path)}")
     flat = path.flatten(2)

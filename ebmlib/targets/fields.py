@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ebmlib.core import LOG_2PI, Energy
+from ebmlib.core import LOG_2PI, Energy, Rng
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Field:
         """Pixels per side."""
         return self.means.shape[-1]
 
-    def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, rng: Rng = None) -> Tensor:
         """n exact samples (n, 1, size, size), float32."""
         factor = torch.linalg.cholesky(self.covariance)
         draws = {"generator": rng, "dtype": factor.dtype, "device": factor.device}
@@ -50,7 +50,7 @@ class Field:
     def pooled(self) -> "Field":
         """The field after average pooling of 2 x 2 pixels."""
         half = self.size // 2
-        pair = torch.eye(half, dtype=self.means.dtype, device=self.means.device).repeat_interleave(2, 1) / 2
+        pair = torch.eye(half).to(self.means).repeat_interleave(2, 1) / 2
         matrix = torch.kron(pair, pair)  # (half^2, size^2)
         means = (self.means.flatten(1) @ matrix.T).reshape(-1, half, half)
         return Field(self.weights, means, matrix @ self.covariance @ matrix.T)
