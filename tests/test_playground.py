@@ -518,10 +518,10 @@ def test_bad_arguments_are_named(arguments, message):
             lambda: levels_spec(MLP(width=8), NOISING, 3, 4.0),
             "needs a TimeMLP, or at_level and n for its tables, not MLP",
         ),
-        (lambda: levels_spec(TIME_NETS["plain"], NOISING, 0, 4.0), "at least 1 step a level, not 0"),
-        (lambda: levels_spec(TIME_NETS["plain"], NOISING, 3, 4.0, walls=-1.0), "walls must be a positive"),
+        (lambda: levels_spec(TIME_NETS["plain"], NOISING, 0, 4.0), "K must be an integer of at least 1, not 0"),
+        (lambda: levels_spec(TIME_NETS["plain"], NOISING, 3, 4.0, walls=-1.0), "walls must be a non-negative"),
         (lambda: levels_spec(TimeMLP(), NOISING, 3, 4.0), "use table_spec"),
-        (lambda: table_spec(ripple, 2.0, n=3), "at least 5 nodes"),
+        (lambda: table_spec(ripple, 2.0, n=3), "n must be an integer of at least 5, not 3"),
         (lambda: table_spec(lambda x: ripple(x).log(), 2.0), "not finite"),
     ],
 )
