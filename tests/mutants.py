@@ -61,7 +61,6 @@ PLANAR = tuple(
     f"test_metrics_planar.py::test_{name}"
     for name in ("divergence_and_log_z_of_gaussians", "divergences_follow_the_temperature")
 )
-DAMAGED = ("test_metrics.py::test_a_damaged_or_foreign_reference_is_computed_anew",)
 SETTINGS, TRAINING = ("test_settings.py",), ("test_training.py::test_ema_against_the_closed_form",)
 
 MUTANTS = [
@@ -864,7 +863,6 @@ MUTANTS = [
     Slip("log Z without the cells' area", "metrics/planar.py", " + 2 * math.log(2 * box / n)", "", PLANAR),
     Slip("a reference forgets the weights", "metrics/images.py", "in net.state_dict().items()", "in ()", REFERENCE),
     Slip("a reference forgets the batch", "metrics/images.py", "[net.name, batch, ", "[net.name, ", REFERENCE),
-    Slip("a reference trusts a file's name", "metrics/images.py", 'meta.get("key") != key or not', "not", DAMAGED),
     Slip(
         "the net switches the engine's rounding off",
         "nets/wideresnet.py",

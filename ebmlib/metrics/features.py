@@ -92,8 +92,6 @@ def fashion_cnn(path: str | Path | None = None, device: str | torch.device = "cp
     from safetensors.torch import load
 
     path = find_weights() if path is None else Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; {MAKER} makes Fashion-CNN's weights.")
     blob, note = path.read_bytes(), path.with_suffix(".json")
     if note.is_file() and hashlib.sha256(blob).hexdigest() != json.loads(note.read_text())["sha256"]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {note.name}.")

@@ -8,7 +8,6 @@ import json
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -59,17 +58,16 @@ def reference(images: Tensor, extractor: Extractor = None, batch: int = 256) -> 
     net = _loaded(extractor, images.device)
     if type(net) not in (FashionCNN, Inception):
         return extract(net, images, batch)
-    key = _key(images, net, batch)
-    path = data.cache_folder() / "statistics" / f"features-{key[:12]}{checkpoint.SUFFIX}"
+    path = data.cache_folder() / "statistics" / f"features-{_key(images, net, batch)}{checkpoint.SUFFIX}"
     if path.exists():
         try:
-            return _kept(path, key).to(images.device)
+            return checkpoint.load(path)[0]["value"].to(images.device)
         except (OSError, ValueError) as error:
             warnings.warn(f"computed anew: {error}", stacklevel=2)
     value = extract(net, images, batch)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(path, {"value": value}, {"key": key})
+        checkpoint.save(path, {"value": value}, {})
     except OSError as error:
         warnings.warn(f"computed, but not kept for the next time: {error}", stacklevel=2)
     return value
@@ -85,13 +83,6 @@ def _key(images: Tensor, net: nn.Module, batch: int) -> str:
     place = torch.cuda.get_device_name() if is_cuda else torch.backends.cpu.get_cpu_capability()
     switches = [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.get_num_threads()]
     return checkpoint.digest(tensors, json.dumps([net.name, batch, *code, *versions, place, *switches]))
-
-
-def _kept(path: Path, key: str) -> Tensor:
-    objects, meta = checkpoint.load(path)
-    if meta.get("key") != key or not isinstance(objects.get("value"), Tensor):
-        raise ValueError(f"{path} was made from something else")
-    return objects["value"]
 
 
 def _loaded(net: Extractor, device: torch.device) -> nn.Module:
