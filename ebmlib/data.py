@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,41 +42,34 @@ class Set(NamedTuple):
     size: int | None = None  # pixels when the caller names none
 
 
-_BOTH = ("train", "test")
-_CIFAR = "https://www.cs.toronto.edu/~kriz/cifar.html"
-_LSUN = "https://www.yf.io/p/lsun"
+_BOTH, _VAL = ("train", "test"), ("train", "val")
+_CIFAR, _LSUN = "https://www.cs.toronto.edu/~kriz/cifar.html", "https://www.yf.io/p/lsun"
+_CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
+_CELEBA_HQ = "https://github.com/tkarras/progressive_growing_of_gans"
+_IMAGENET = "https://image-net.org/download-images.php"
 SETS = {
-    "fashion_mnist": Set("Fashion-MNIST", _BOTH, ("fashion-mnist",),
-                         "https://github.com/zalandoresearch/fashion-mnist"),
+    "fashion_mnist": Set(
+        "Fashion-MNIST", _BOTH, ("fashion-mnist",), "https://github.com/zalandoresearch/fashion-mnist"
+    ),
     "mnist": Set("MNIST", _BOTH, ("MNIST/raw",), "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     "cifar10": Set("CIFAR-10", _BOTH, ("cifar-10-python.tar.gz", "cifar-10-batches-py"), _CIFAR),
     "cifar100": Set("CIFAR-100", _BOTH, ("cifar-100-python.tar.gz", "cifar-100-python"), _CIFAR),
-    "svhn": Set("SVHN", (*_BOTH, "extra"), ("{split}_32x32.mat",),
-                "http://ufldl.stanford.edu/housenumbers/"),
-    "celeba": Set("CelebA", ("train", "valid", "test", "all"), ("celeba",),
-                  "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html", size=64),
-    "lsun_church": Set("LSUN church", ("train", "val"), ("church_outdoor_{split}_lmdb",), _LSUN, size=64),
-    "lsun_bedroom": Set("LSUN bedroom", ("train", "val"), ("bedroom_{split}_lmdb",), _LSUN, size=64),
-    "celeba_hq": Set("CelebA-HQ", (), ("celeba_hq", "celeba_hq.zip", "celeba_hq.tar"),
-                     "https://github.com/tkarras/progressive_growing_of_gans", size=256),
-    "imagenet32": Set("ImageNet-32", ("train", "val"), ("imagenet32", "imagenet32.zip", "imagenet32.tar"),
-                      "https://image-net.org/download-images.php", size=32),
+    "svhn": Set("SVHN", (*_BOTH, "extra"), ("{split}_32x32.mat",), "http://ufldl.stanford.edu/housenumbers/"),
+    "celeba": Set("CelebA", ("train", "valid", "test", "all"), ("celeba",), _CELEBA, 64),
+    "lsun_church": Set("LSUN church", _VAL, ("church_outdoor_{split}_lmdb",), _LSUN, 64),
+    "lsun_bedroom": Set("LSUN bedroom", _VAL, ("bedroom_{split}_lmdb",), _LSUN, 64),
+    "celeba_hq": Set("CelebA-HQ", (), ("celeba_hq", "celeba_hq.zip", "celeba_hq.tar"), _CELEBA_HQ, 256),
+    "imagenet32": Set("ImageNet-32", _VAL, ("imagenet32", "imagenet32.zip", "imagenet32.tar"), _IMAGENET, 32),
     "folder": Set("A folder of images", (), (), ""),
-}  # fmt: skip
+}
 NAMES = tuple(name for name in SETS if name != "folder")
 POINTED = ("folder", "celeba_hq", "imagenet32")  # a path may follow these: "folder:photos"
 
 
 def images(
-    name: str | None,
-    split: str = "train",
-    *,
-    size: int | None = None,
-    fallback: bool = False,
-    root: str | Path | None = None,
-    download: bool = True,
-    timeout: float = 60.0,
-) -> tuple[Tensor, Source]:
+    name: str | None, split: str = "train", *, size: int | None = None, fallback: bool = False,
+    root: str | Path | None = None, download: bool = True, timeout: float = 60.0,
+) -> tuple[Tensor, Source]:  # fmt: skip
     """The set as uint8 (N, C, H, W) and its true name; None means CIFAR-10. `name` is one of NAMES or "folder:PATH".
 
     Photographs are cropped to the central square, then resized with antialiasing to `size` pixels; 28 to 32 pads zeros.
@@ -116,7 +109,8 @@ def find(name: str, split: str = "train", root: str | Path | None = None) -> Pat
     """Path of the set: in the first of EBM_DATA, the checkout's data/ and the user's cache that has it, else None."""
     kind, path = _parse(name, split)
     if path:
-        return Path(path).expanduser() if Path(path).expanduser().exists() else None
+        place = Path(path).expanduser()
+        return place if place.exists() else None
     for folder in roots(root):
         for place in SETS[kind].places:
             found = folder / place.format(split=split)
@@ -130,9 +124,6 @@ def held_out(name: str) -> str:
     kind, path = _parse(name, "train")
     there = () if path else SETS[kind].splits
     return next((split for split in ("test", "val") if split in there), "train")
-
-
-# ------------------------------------------------------------------------------------------------------ conversions
 
 
 def to_float(x: Tensor) -> Tensor:
@@ -164,9 +155,6 @@ def dequantized(x: Tensor, rng: torch.Generator | None = None) -> Tensor:
     return (x.float() + torch.rand(x.shape, generator=rng, device=x.device)) / 128 - 1
 
 
-# ---------------------------------------------------------------------------------------------------------- finding
-
-
 def cache_folder() -> Path:
     """The user's cache: $XDG_CACHE_HOME/ebmlib, else ~/.cache/ebmlib."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmlib"
@@ -174,8 +162,10 @@ def cache_folder() -> Path:
 
 def roots(root: str | Path | None = None) -> list[Path]:
     """The folders that are searched: `root`, or EBM_DATA, the checkout's data/ and the user's cache, in this order."""
-    own = root or os.environ.get("EBM_DATA")
-    return [*([Path(own).expanduser()] if own else []), *([] if root else [CHECKOUT, cache_folder()])]
+    if root:
+        return [Path(root).expanduser()]
+    own = os.environ.get("EBM_DATA")
+    return [*([Path(own).expanduser()] if own else []), CHECKOUT, cache_folder()]
 
 
 class Missing(FileNotFoundError):
@@ -227,9 +217,6 @@ def _locate(kind: str, path: str, split: str, root: str | Path | None, download:
     looked = ", ".join(map(str, roots(root)))
     message = f"{spec.title} (split {split}) {reason}: get it from {spec.origin} and put {put} into one of {looked}"
     raise Missing(message + ", or into a folder that EBM_DATA names", reason)
-
-
-# ------------------------------------------------------------------------------------------------------ downloading
 
 
 def _remote_files(kind: str, split: str) -> list[tuple[str, str, list[str]]]:
@@ -288,11 +275,9 @@ def _watched(work: Callable[[], None], folder: Path, timeout: float) -> None:
         except BaseException as error:
             outcome.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)  # daemon: a hanging connection must not hold the process
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()  # daemon: a hanging connection must not hold the process
     seen, since = -1, time.monotonic()
-    while thread.is_alive():
-        thread.join(0.1)
+    while wait([outcome], 0.1).not_done:
         size = sum(file.stat().st_size for file in folder.iterdir() if file.exists())
         if size != seen:
             seen, since = size, time.monotonic()

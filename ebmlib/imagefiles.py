@@ -9,10 +9,12 @@ import importlib
 import io
 import pickle
 import re
+import shutil
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +32,9 @@ FASHION_SHA256 = {
 }
 # torchvision's classes, which hold addresses and MD5 sums.
 TORCHVISION = {
-    **{"fashion_mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"},
-    **{"svhn": "SVHN", "celeba": "CelebA"},
-}
+    "fashion_mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100",
+    "svhn": "SVHN", "celeba": "CelebA",
+}  # fmt: skip
 CELEBA_TABLES = ("list_eval_partition.txt", "list_attr_celeba.txt")
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 Reader = Callable[[], bytes]
@@ -72,9 +74,6 @@ def read_set(kind: str, place: Path, split: str) -> Raw:
     return _read_cifar(cls, place, split)
 
 
-# --------------------------------------------------------------------------------------------------- hashes and help
-
-
 def file_hash(path: Path, like: str) -> str:
     """SHA-256 or MD5 of a file in hexadecimal, whichever has the length of `like`."""
     with open(path, "rb") as file:
@@ -110,9 +109,6 @@ def torchvision_class(kind: str) -> Any:
     return getattr(importlib.import_module("torchvision.datasets"), TORCHVISION[kind])
 
 
-# ------------------------------------------------------------------------------------------------------- small sets
-
-
 def _whole(x, y) -> Raw:
     x = torch.as_tensor(np.ascontiguousarray(x))
     return Raw(len(x), lambda: iter([x]), torch.as_tensor(y, dtype=torch.long))
@@ -133,15 +129,12 @@ def _read_cifar(cls, place: Path, split: str) -> Raw:
         root = place.parent
         if place.is_file():
             verify(place, cls.tgz_md5)
-            importlib.import_module("torchvision.datasets.utils").extract_archive(str(place), scratch)
             root = Path(scratch)
+            shutil.unpack_archive(place, root, filter="data")
         for file, md5 in [*cls.train_list, *cls.test_list, (cls.meta["filename"], cls.meta["md5"])]:
             verify(root / cls.base_folder / file, md5)
         data = cls(root, train=split == "train")
     return _whole(data.data.transpose(0, 3, 1, 2), data.targets)
-
-
-# ------------------------------------------------------------------------------------------------------ photographs
 
 
 def _read_celeba(cls, place: Path, split: str) -> Raw:
@@ -154,7 +147,7 @@ def _read_celeba(cls, place: Path, split: str) -> Raw:
     parts, attributes = ([line.split() for line in (place / file).read_text().splitlines()] for file in CELEBA_TABLES)
     number = {"train": "0", "valid": "1", "test": "2"}.get(split)  # None: all
     names = [name for name, part in parts if number in (part, None)]
-    values = dict((name, row) for name, *row in attributes[2:])  # after their count and their names
+    values = {name: row for name, *row in attributes[2:]}  # after their count and their names
     members = {Path(name).name: (name, get) for name, get in _entries(where, IMAGE_ENDINGS)}
     if lost := [name for name in names if name not in members]:
         raise RuntimeError(f"{where} is incomplete: {lost[0]} is not in it")
@@ -165,15 +158,15 @@ def _read_celeba(cls, place: Path, split: str) -> Raw:
 def _read_lsun(place: Path) -> Raw:
     # Not torchvision's reader: it pickles its list of keys into the current folder and trusts such a file next time.
     lmdb = need("lmdb", "LSUN")
-    options = {"readonly": True, "lock": False, "readahead": False, "meminit": False}
+    opened = partial(lmdb.open, str(place), readonly=True, lock=False, readahead=False, meminit=False)
     try:
-        with lmdb.open(str(place), **options) as base:
+        with opened() as base:
             n = base.stat()["entries"]
     except lmdb.Error as error:
         raise RuntimeError(f"{place} cannot be read as an LMDB folder: {one_line(error)}") from None
 
     def chunks():
-        with lmdb.open(str(place), **options) as base, base.begin() as transaction:
+        with opened() as base, base.begin() as transaction:
             for key, value in transaction.cursor():
                 yield _picture(lambda value=value: bytes(value), f"{place}:{key.decode(errors='replace')}")
 
@@ -183,10 +176,9 @@ def _read_lsun(place: Path) -> Raw:
 def _read_pictures(place: Path, members: Mapping[str, Reader]) -> Raw:
     if not members:
         raise FileNotFoundError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS)})")
-    files = [place / name for name in members] if place.is_dir() else [place]
     between = "/" if place.is_dir() else ":"
     chunks = lambda: (_picture(get, f"{place}{between}{name}") for name, get in members.items())
-    return Raw(len(members), chunks, stamp=(*_stamp(*files), tuple(members)))
+    return Raw(len(members), chunks, stamp=_stamp_of(place, members))
 
 
 def _picture(get: Reader, name: str) -> Tensor:
@@ -204,9 +196,6 @@ def _picture(get: Reader, name: str) -> Tensor:
     left, top = (image.width - side) // 2, (image.height - side) // 2  # CelebA, 178 x 218: rows 20 to 197
     pixels = np.array(image.crop((left, top, left + side, top + side)))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
-
-
-# --------------------------------------------------------------------------------------------- folders and archives
 
 
 def _of_split(place: Path, split: str) -> dict[str, Reader]:
@@ -248,14 +237,10 @@ def _batches(place: Path, split: str) -> dict[str, Reader]:
 
 def _read_batches(place: Path, batches: Mapping[str, Reader]) -> Raw:
     y = np.concatenate([_batch(place, name, get)[1] for name, get in batches.items()])
-    files = [place / name for name in batches] if place.is_dir() else [place]
-
-    def chunks():
-        for name, get in batches.items():
-            yield torch.from_numpy(_batch(place, name, get)[0].reshape(-1, 3, 32, 32))
-
+    pictures = lambda name, get: torch.from_numpy(_batch(place, name, get)[0].reshape(-1, 3, 32, 32))
+    chunks = lambda: (pictures(name, get) for name, get in batches.items())
     # Labels count from 1 in these files.
-    return Raw(len(y), chunks, torch.from_numpy(y.astype(np.int64)) - 1, (*_stamp(*files), tuple(batches)))
+    return Raw(len(y), chunks, torch.from_numpy(y.astype(np.int64)) - 1, _stamp_of(place, batches))
 
 
 def _batch(place: Path, name: str, get: Reader) -> tuple[np.ndarray, np.ndarray]:
@@ -280,9 +265,6 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) != ("_codecs", "encode") and (module.split(".")[0] != "numpy" or name not in self.arrays):
             raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not a NumPy array")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-# ------------------------------------------------------------------------------------------ resizing and the cache
 
 
 def resized(x: Tensor, size: int | None) -> Tensor:
@@ -318,18 +300,23 @@ def _write(raw: Raw, size: int | None, path: Path) -> None:
     shape, written = None, 0
     with open(path, "wb") as file:
         for chunk in raw.chunks():
-            chunk = resized(chunk, size)
+            x = resized(chunk, size).numpy()
             if shape is None:
-                shape = tuple(chunk.shape[1:])
+                shape = x.shape[1:]
                 header = {"descr": "|u1", "fortran_order": False, "shape": (raw.n, *shape)}
                 np.lib.format.write_array_header_1_0(file, header)
-            if tuple(chunk.shape[1:]) != shape:
-                raise ValueError(f"the images differ in size ({shape[1]} and {chunk.shape[2]} pixels): pass size")
-            file.write(chunk.numpy().tobytes())  # tobytes: row by row, whatever the strides
-            written += len(chunk)
-        if written != raw.n or not written:
-            raise RuntimeError(f"{written} images were found where {raw.n or 'at least one'} should be")
+            if x.shape[1:] != shape:
+                raise ValueError(f"the images differ in size ({shape[1]} and {x.shape[2]} pixels): pass size")
+            file.write(x.tobytes())  # tobytes: row by row, whatever the strides
+            written += len(x)
+    if written != raw.n or not written:
+        raise RuntimeError(f"{written} images were found where {raw.n or 'at least one'} should be")
 
 
 def _stamp(*paths: Path) -> tuple:
     return tuple((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+
+
+def _stamp_of(place: Path, members: Mapping[str, Reader]) -> tuple:
+    """The state of files in a folder, or of the archive that holds them."""
+    return (*_stamp(*([place / name for name in members] if place.is_dir() else [place])), tuple(members))

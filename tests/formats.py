@@ -6,6 +6,7 @@ import io
 import pickle
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +36,20 @@ def decoded(content):
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-def md5(*paths):
-    return {Path(p).name: hashlib.md5(Path(p).read_bytes()).hexdigest() for p in paths}
+def hashes(kind, *paths):
+    return {Path(p).name: hashlib.new(kind, Path(p).read_bytes()).hexdigest() for p in paths}
 
 
-def sha256(*paths):
-    return {Path(p).name: hashlib.sha256(Path(p).read_bytes()).hexdigest() for p in paths}
+md5, sha256 = partial(hashes, "md5"), partial(hashes, "sha256")
 
 
-def known(monkeypatch, kind, hashes):
+def known(monkeypatch, kind, found):
     """Let the tables of hashes of a set hold these of tiny files (name to MD5, SHA-256 for Fashion-MNIST)."""
     if kind == "fashion_mnist":
-        monkeypatch.setattr(imagefiles, "FASHION_SHA256", hashes)
+        monkeypatch.setattr(imagefiles, "FASHION_SHA256", found)
         return
     cls = imagefiles.torchvision_class(kind)
-    new = lambda file, md5: hashes.get(file, md5)
+    new = lambda file, md5: found.get(file, md5)
     if kind == "mnist":
         table = {"resources": [(f, new(f, md5)) for f, md5 in cls.resources]}
     elif kind == "svhn":
@@ -75,10 +75,8 @@ def idx(folder, sets):
     for part, (x, y) in sets.items():
         header = np.array([0x803, *x.shape], ">i4").tobytes()
         write(folder / f"{part}-images-idx3-ubyte.gz", gzip.compress(header + x.tobytes()))
-        write(
-            folder / f"{part}-labels-idx1-ubyte.gz",
-            gzip.compress(np.array([0x801, len(y)], ">i4").tobytes() + bytes(y)),
-        )
+        labels = np.array([0x801, len(y)], ">i4").tobytes() + bytes(y)
+        write(folder / f"{part}-labels-idx1-ubyte.gz", gzip.compress(labels))
     return sorted(folder.glob("*.gz"))
 
 
@@ -108,10 +106,7 @@ def svhn(root, split, x, y):
 def celeba(folder, pictures, parts, attributes):
     """The zip of JPEG pictures {name: bytes} and the five tables; `parts` are 0, 1, 2 for train, valid, test."""
     names = list(pictures)
-    folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
-        for name, content in pictures.items():
-            archive.writestr(f"img_align_celeba/{name}", content)
+    packed(folder / "img_align_celeba.zip", {f"img_align_celeba/{name}": pictures[name] for name in names})
 
     def table(file, rows, head=()):
         lines = [*head, *(" ".join([name, *map(str, row)]) for name, row in zip(names, rows))]

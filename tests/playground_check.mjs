@@ -21,32 +21,30 @@ export function check(playground, task) {
     return { count: run.count, diverged: run.diverged, second: finite ? second : null, temperature, text };
   });
 
-  // Walks down noise levels, every number told.
+  // Walks down noise levels and plain updates, every number told, so that torch can repeat them.
+  const told = (run, advance) => {
+    const start = Array.from(run.x);
+    const noise = [];
+    const normal = run.rng.normal.bind(run.rng);
+    run.rng.normal = () => (noise.push(normal()), noise.at(-1));
+    advance();
+    return { start, noise, end: Array.from(run.x), temperature: run.effectiveTemperature() };
+  };
   const walks = task.walks.map(({ spec, a, b, seed, n = 30 }) => {
     const levels = levelsOf(spec);
     const run = new Chains(null, { n, seed, start: "gaussian", box: 1, walls: spec.walls, levels });
-    const start = Array.from(run.x);
-    const noise = [];
-    const normal = run.rng.normal.bind(run.rng);
-    run.rng.normal = () => (noise.push(normal()), noise.at(-1));
     const seen = [];
-    while (!(run.finished() && run.level === 0)) {
-      run.step(a, b);
-      seen.push(run.level);
-    }
-    return { start, noise, seen, end: Array.from(run.x), temperature: run.effectiveTemperature() };
+    const out = told(run, () => {
+      for (; !(run.finished() && run.level === 0); seen.push(run.level)) run.step(a, b);
+    });
+    return { ...out, seen };
   });
-
-  // Updates whose every number is told, so that torch can repeat them.
   const updates = task.updates.map(({ spec, a, b, seed, steps, options }) => {
     const data = options.data && Float64Array.from(options.data);
     const run = new Chains(createEnergy(spec), { n: 40, seed, box: 2, ...options, data });
-    const start = Array.from(run.x);
-    const noise = [];
-    const normal = run.rng.normal.bind(run.rng);
-    run.rng.normal = () => (noise.push(normal()), noise.at(-1));
-    for (let k = 0; k < steps; k++) run.step(a, b);
-    return { start, noise, end: Array.from(run.x), temperature: run.effectiveTemperature() };
+    return told(run, () => {
+      for (let k = 0; k < steps; k++) run.step(a, b);
+    });
   });
 
   // Independent MALA chains from the exact law's scale: second moment, acceptance, and whether all stay in the walls.

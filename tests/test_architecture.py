@@ -51,7 +51,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "page.plots": (set(), {"matplotlib"}),
     "page.shown": (set(), set()),
     "page.results": ({"files", "page.shown"}, set()),
-    "page.exports": ({"core", "nets.mlp", "papers.recovery", "targets.densities"}, set()),
+    "page.exports": ({"core", "nets.mlp", "papers.recovery", "targets.densities", "targets.planar"}, set()),
     "page.playground": ({"files", "page.exports", "targets.densities"}, {"anywidget", "traitlets"}),
     "run.history": (set(), set()),
     "run.checkpoint": ({"files"}, {"safetensors"}),

@@ -58,9 +58,6 @@ def sentence(caught, *parts):
     return text
 
 
-# -------------------------------------------------------------------------------------------------------- Fashion-MNIST
-
-
 @pytest.mark.parametrize(("split", "part", "n"), [("train", "train", 60000), ("test", "t10k", 10000)])
 def test_bundled_set_agrees_with_torchvision(home, split, part, n):
     raw = home / "images"
@@ -112,15 +109,6 @@ def test_28_to_32_pads_and_other_sizes_resize(home, monkeypatch):
 def test_bad_size(size):
     with pytest.raises(ValueError, match=r"size is .*a whole number"):
         data.images("fashion_mnist", size=size)
-
-
-def test_to_float():
-    x = data.to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
-    torch.testing.assert_close(x, torch.tensor([-1.0, -0.6, 1.0]))
-    assert data.to_float(x).equal(x)
-
-
-# ------------------------------------------------------------------------------------------ sets that torchvision reads
 
 
 def test_mnist(home, monkeypatch):
@@ -188,9 +176,6 @@ def test_svhn(home, monkeypatch):
     assert data.labels("svhn", root=home).tolist() == [1, 0, 9, 0]
     with pytest.raises(FileNotFoundError, match=r"put test_32x32.mat into"):
         data.images("svhn", "test", root=home, download=False)
-
-
-# ---------------------------------------------------------------------------------------------------------- photographs
 
 
 def tiny_celeba(home):
@@ -282,9 +267,6 @@ def test_celeba_hq_from_folder_and_archives(home):
         data.images(f"celeba_hq:{broken}")
 
 
-# ---------------------------------------------------------------------------------------------------------- ImageNet-32
-
-
 def test_imagenet32_batches(home):
     x, y = formats.noise(5, 3, 32, 32), [1, 1000, 7, 8, 9]
     write = lambda name, content: formats.write(home / "imagenet32" / name, content)
@@ -326,9 +308,6 @@ def test_imagenet32_damage(home, content):
     formats.write(home / "imagenet32/val_data.npz", content)
     with pytest.raises(RuntimeError, match=r"val_data.npz cannot be read as a batch of images"):
         data.images("imagenet32", "val", root=home)
-
-
-# ------------------------------------------------------------------------------------------------------ your own folder
 
 
 def test_folder(home):
@@ -393,9 +372,6 @@ def test_processed_once_and_never_changed(home):
     assert before == (processed.stat().st_mtime_ns, hashlib.sha256(processed.read_bytes()).digest())
     formats.write(home / "mine/a.png", formats.encoded(formats.noise(8, 9, 3, seed=1)))
     assert not torch.equal(data.images(f"folder:{home / 'mine'}", size=4)[0], first)
-
-
-# ------------------------------------------------------------------------------------ names, search, fallback, packages
 
 
 def test_unknown_names_and_splits():
@@ -471,9 +447,6 @@ def test_missing_package_is_named(home, monkeypatch, package):
     with pytest.raises(FileNotFoundError if package == "gdown" else RuntimeError) as caught:
         data.images(name, root=home)
     sentence(caught, line)
-
-
-# ------------------------------------------------------------------------------------------------------------ downloads
 
 
 @pytest.fixture

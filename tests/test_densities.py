@@ -140,9 +140,8 @@ def test_mean_log_likelihood_is_the_stated_truth(name):
 
 def test_mean_log_prob_against_closed_forms():
     mean_log_prob = densities.mean_log_prob
-    assert mean_log_prob(densities.gaussian_grid()) == pytest.approx(
-        separated_modes_mean_log_prob(25, 0.08388), abs=1e-5
-    )
+    exact = separated_modes_mean_log_prob(25, 0.08388)
+    assert mean_log_prob(densities.gaussian_grid()) == pytest.approx(exact, abs=1e-5)
     # The box of a Gaussian leaves out 4e-7 of the mass, where -log p is near 16.
     assert mean_log_prob(densities.gaussian(0.7)) == pytest.approx(separated_modes_mean_log_prob(1, 0.7), abs=1e-5)
     assert mean_log_prob(densities.checkerboard(edge=0)) == pytest.approx(-math.log(8), abs=1e-9)
@@ -159,24 +158,28 @@ def test_gaussians_against_torch_distributions(name):
     torch.testing.assert_close(density.log_prob(x), referee.log_prob(x), rtol=1e-10, atol=1e-10)
 
 
+def at(angle) -> np.ndarray:
+    return np.array([math.cos(angle), math.sin(angle)])
+
+
 def roll(u: float) -> list[np.ndarray]:
     t = 1.5 * math.pi * (1 + 2 * u)
-    return [t * np.array([math.cos(t), math.sin(t)])]
+    return [t * at(t)]
 
 
 def moons(u: float) -> list[np.ndarray]:
     """scikit-learn's make_moons without noise, centered: the outer half circle and the inner one."""
     t, center = math.pi * u, np.array([0.5, 0.25])
-    return [np.array([math.cos(t), math.sin(t)]) - center, np.array([1 - math.cos(t), 0.5 - math.sin(t)]) - center]
+    return [at(t) - center, np.array([1, 0.5]) - at(t) - center]
 
 
 def arms(u: float, count: int = 5, radial: float = 0.3, rate: float = 0.25) -> list[np.ndarray]:
     r = 1 + radial * ndtri(u)
-    return [r * np.array([math.cos(f), math.sin(f)]) for f in 2 * math.pi * np.arange(count) / count + rate * np.exp(r)]
+    return [r * at(f) for f in 2 * math.pi * np.arange(count) / count + rate * np.exp(r)]
 
 
 def circles(u: float, radii: tuple[float, ...] = (0.75, 1.5, 2.25, 3.0)) -> list[np.ndarray]:
-    return [r * np.array([math.cos(2 * math.pi * u), math.sin(2 * math.pi * u)]) for r in radii]
+    return [r * at(2 * math.pi * u) for r in radii]
 
 
 CURVES = {  # the density, its curves at u in (0, 1), their scale and the standard deviation around them
@@ -306,9 +309,9 @@ def test_generator_decides_the_samples(density):
     assert not torch.equal(torch.get_rng_state(), state)  # and used only where none is given
 
 
-@pytest.mark.parametrize("name", [*MEAN_LOG_PROB, "two-moons", "rings", "pinwheel", "funnel"])
-def test_names_lead_to_the_books_densities(name):
-    assert densities.by_name(name).name == name
+def test_names_lead_to_the_books_densities():
+    for name in (*MEAN_LOG_PROB, "two-moons", "rings", "pinwheel", "funnel"):
+        assert densities.by_name(name).name == name
 
 
 @pytest.mark.parametrize(
@@ -318,13 +321,10 @@ def test_names_lead_to_the_books_densities(name):
         (lambda: densities.gaussian(std=0), "std must be a positive finite number, not 0"),
         (lambda: densities.gaussian(mean=1.0), "mean .* not 1.0"),
         (lambda: densities.gaussian_grid(side=0), "side must be an integer of at least 1, not 0"),
-        (lambda: densities.gaussian_grid(spacing=math.nan), "spacing .* not nan"),
         (lambda: densities.swiss_roll(noise="much"), "noise .* not 'much'"),
         (lambda: densities.checkerboard(edge=-0.1), "edge must be a non-negative finite number, not -0.1"),
-        (lambda: densities.checkerboard(cells=1), "cells .* 2, not 1"),
         (lambda: densities.rings(radii=(1.0, -1.0)), "radii .* not .1.0, -1.0."),
-        (lambda: densities.pinwheel(arms=0), "arms .* not 0"),
-        (lambda: densities.funnel(width=0.0), "width .* not 0.0"),
+        (lambda: densities.funnel(width=math.nan), "width .* not nan"),
         (lambda: densities.gaussian().sample(0), "number of samples .* not 0"),
         (lambda: densities.gaussian().log_prob(torch.zeros(2)), r"shape .B, 2., not torch.float32 of .2,."),
         (lambda: densities.gaussian().energy(torch.zeros(3, 2, dtype=torch.long)), "floating-point .* torch.int64"),

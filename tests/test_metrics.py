@@ -22,7 +22,6 @@ from ebmlib.data import to_bytes
 from ebmlib.metrics import features as net_features
 from ebmlib.metrics import images as metrics
 from ebmlib.metrics.features import FashionCNN, conversion, fashion_cnn, find_weights, to_gray28
-from ebmlib.run import checkpoint
 
 
 def generator(seed: int) -> torch.Generator:
@@ -47,9 +46,6 @@ def statistics(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def garments() -> torch.Tensor:
     return data.images("fashion_mnist", "test")[0]
-
-
-# ---------------------------------------------------------------------------------------------- images to gray 28 x 28
 
 
 def test_bytes_are_clamped_and_rounded():
@@ -98,9 +94,6 @@ def test_a_padded_set_is_cropped_back():
     assert not torch.allclose(to_gray28(color), to_gray28(gray), atol=0.1)
 
 
-# ---------------------------------------------------------------------------------------------- Fashion-CNN
-
-
 def test_the_bundled_net_is_small_and_accurate(garments):
     path = find_weights()
     note = json.loads(path.with_suffix(".json").read_text())
@@ -133,10 +126,10 @@ def test_a_damaged_or_missing_weight_file_is_named(tmp_path, monkeypatch):
     path.write_bytes(blob)
     with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
         fashion_cnn()
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors .*make_fashion_cnn\.py"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         fashion_cnn(tmp_path / "none.safetensors")
     monkeypatch.setattr(net_features, "WEIGHTS", net_features.WEIGHTS.with_name("other.safetensors"))
-    with pytest.raises(FileNotFoundError, match=r"in none of .*other\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"in none of .*other\.safetensors; .*make_fashion_cnn\.py makes them"):
         find_weights()
 
 
@@ -170,9 +163,6 @@ def test_names_say_which_features_they_are():
     for use in (lambda net: name("FID", net), lambda net: metrics.extract(net, torch.zeros(2, 1, 28, 28))):
         with pytest.raises(ValueError, match="None \\(Fashion-CNN\\), \"inception\" or a module, got 'vgg'"):
             use("vgg")
-
-
-# ---------------------------------------------------------------------------------------------- kept features
 
 
 def test_a_reference_is_the_features_bit_for_bit(garments, statistics):
@@ -231,19 +221,14 @@ def test_other_code_never_hits(garments, statistics, monkeypatch):
     assert len(list(statistics.iterdir())) == 2
 
 
-@pytest.mark.parametrize("how", ["one bit", "short", "pickle", "another key", "another thing"])
-def test_a_damaged_or_foreign_reference_is_computed_anew(garments, statistics, how):
+@pytest.mark.parametrize("how", ["one bit", "short", "pickle"])
+def test_a_damaged_reference_is_computed_anew(garments, statistics, how):
     x = garments[:40]
     expected = metrics.reference(x)
     (file,) = statistics.iterdir()
-    blob, other = bytearray(file.read_bytes()), torch.full((4,), 9.0)
+    blob = bytearray(file.read_bytes())
     blob[-2] ^= 4
-    if how == "another key":
-        checkpoint.save(file, {"value": other}, {"key": "ab" * 32})
-    elif how == "another thing":
-        checkpoint.save(file, {"net": other}, checkpoint.load(file)[1])
-    else:
-        file.write_bytes({"one bit": blob, "short": blob[:-3], "pickle": pickle.dumps([1.0])}[how])
+    file.write_bytes({"one bit": blob, "short": blob[:-3], "pickle": pickle.dumps([1.0])}[how])
     with pytest.warns(UserWarning, match="computed anew: ") as said:
         assert metrics.reference(x).equal(expected)
     assert len(said) == 1
@@ -270,9 +255,6 @@ def test_a_net_of_ones_own_is_not_kept(statistics):
     for net in (nn.Flatten(), Louder()):
         assert metrics.reference(x, net).equal(metrics.extract(net, x))
     assert not statistics.exists()
-
-
-# ---------------------------------------------------------------------------------------------- FID
 
 
 def scipy_fid(real: np.ndarray, fake: np.ndarray) -> float:
@@ -329,9 +311,6 @@ def test_fid_and_kid_grow_with_the_noise_on_garments(garments):
         assert high - low > 3 * math.hypot(low_se, high_se)
 
 
-# ---------------------------------------------------------------------------------------------- KID
-
-
 def sklearn_kid(real: np.ndarray, fake: np.ndarray) -> float:
     n = len(real)
     xx, yy, xy = (polynomial_kernel(*p, degree=3, coef0=1) for p in ((real, real), (fake, fake), (real, fake)))
@@ -375,9 +354,6 @@ def test_feature_sets_that_do_not_fit_are_refused(metric):
         metric(normal(70, 4), normal(70, 5))
     with pytest.raises(ValueError, match="at least 2 real and 2 fake samples are needed, got 70 and 1"):
         metric(normal(70, 4), normal(1, 4))
-
-
-# ---------------------------------------------------------------------------------------------- inception score
 
 
 def certain(y: torch.Tensor, classes: int) -> torch.Tensor:
@@ -429,12 +405,8 @@ def test_the_score_is_the_mean_over_equal_splits():
 
 def test_the_scores_error_is_honest():
     runs = 200
-    found = np.array(
-        [
-            metrics.inception_score(2 * normal(200, 5, seed=s), nn.Flatten(), splits=8, rng=generator(s))
-            for s in range(runs)
-        ]
-    )
+    score = lambda s: metrics.inception_score(2 * normal(200, 5, seed=s), nn.Flatten(), splits=8, rng=generator(s))
+    found = np.array([score(s) for s in range(runs)])
     ratio = np.sqrt((found[:, 1] ** 2).mean()) / found[:, 0].std(ddof=1)
     assert 0.85 < ratio < 1.18  # 200 runs know the spread to 5 %
 
@@ -470,9 +442,6 @@ def test_what_has_no_score_is_refused():
         metrics.inception_score(normal(40, 10))
     with pytest.raises(ValueError, match="class logits of 1 of 40 images are no numbers"):
         metrics.inception_score(normal(40, 4).index_fill(0, torch.tensor(3), math.nan), nn.Flatten())
-
-
-# ---------------------------------------------------------------------------------------------- nearest neighbors
 
 
 @pytest.mark.parametrize("k", [1, 5])

@@ -7,12 +7,12 @@ import stat
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict, replace
-from html.parser import HTMLParser
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from scipy import stats
 
@@ -89,61 +89,34 @@ def test_a_quantity_is_rounded_by_its_error(value, se, text):
     assert results.quantity(value, se) == text
 
 
-class Cells(HTMLParser):
+def cells(rows) -> list[list[str]]:
     """Text of each table cell, by row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows, self.inside, self.tags = [], False, []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.inside = True
-
-    def handle_endtag(self, tag):
-        self.inside = self.inside and tag not in ("td", "th")
-
-    def handle_data(self, data):
-        if self.inside:
-            self.rows[-1][-1] += data
-
-
-def cells(rows) -> Cells:
-    parser = Cells()
-    parser.feed(results.as_html(rows))
-    return parser
+    page = BeautifulSoup(results.as_html(rows), "html.parser")
+    return [[cell.text for cell in line.find_all(["td", "th"])] for line in page.find_all("tr")]
 
 
 def test_the_table_sets_the_paper_beside_this_run():
-    head, full, plain = cells([FULL, PLAIN]).rows
+    head, full, plain = cells([FULL, PLAIN])
     assert head == ["result", "paper", "this run", "n", "data set", "preset", "hardware"]
     assert full == [
         "FID (Fashion-CNN features)EMA weights, K = 30", "9.58Table 1", "12.346 ± 0.068", "2,048", "Fashion-MNIST",
         "gpuseed 3", "CPU, 1 thread, model61.5 s",
     ]  # fmt: skip
     assert plain == ["log-likelihood [nats]", "not given", "-0.3333", "", "", "", ""]
-    assert cells([PLAIN]).rows[0] == ["result", "paper", "this run"]  # columns that are empty throughout are left out
+    assert cells([PLAIN])[0] == ["result", "paper", "this run"]  # columns that are empty throughout are left out
     text = results.as_text([FULL, PLAIN])
     assert [len(re.split(r"  +", line)) for line in text.splitlines()] == [7, 7, 3]
 
 
 def test_the_table_is_escaped_and_scrolls_by_itself():
     nasty = '<script>alert("1 & 2")</script>'
-    parser = cells(
-        [Row(nasty, 1.0, paper=nasty, source=nasty, protocol=nasty, dataset=nasty, preset=nasty, device=nasty)]
-    )
-    assert parser.rows[1] == [nasty * 2, nasty * 2, "1", nasty, nasty, nasty]
-    assert {tag for tag, _ in parser.tags} <= {"div", "table", "thead", "tbody", "tr", "th", "td", "br", "small"}
-    (tag, attributes), *_ = parser.tags
-    assert tag == "div"
-    assert "overflow-x: auto" in attributes["style"]
-    assert {"class", "role", "aria-label", "tabindex"} <= set(
-        attributes
-    )  # a scrolling part needs a name and the keyboard
+    texts = dict.fromkeys(("paper", "source", "protocol", "dataset", "preset", "device"), nasty)
+    rows = [Row(nasty, 1.0, **texts)]
+    assert cells(rows)[1] == [nasty * 2, nasty * 2, "1", nasty, nasty, nasty]
+    page = BeautifulSoup(results.as_html(rows), "html.parser")
+    assert page.script is None
+    assert "overflow-x: auto" in page.div["style"]
+    assert {"role", "aria-label", "tabindex"} <= set(page.div.attrs)  # what scrolls needs a name and the keyboard
 
 
 def test_show_prints_in_plain_python():
@@ -153,7 +126,7 @@ def test_show_prints_in_plain_python():
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("rows", [[], [FULL, asdict(PLAIN)], ["x"]])
+@pytest.mark.parametrize("rows", [[], [FULL, asdict(PLAIN)]])
 def test_only_rows_are_shown_and_saved(rows, tmp_path):
     for use in (results.show, results.as_text, results.mean_rows, lambda r: results.save(tmp_path / "r.json", r)):
         with pytest.raises(ValueError, match="non-empty list of Row"):
@@ -208,16 +181,8 @@ def mark(status):
     return lambda notebook: notebook["cells"][2]["metadata"]["papermill"].update(status=status)
 
 
-def tag(name, cell):
-    return lambda notebook: notebook["cells"][cell]["metadata"].update(tags=[name])
-
-
-def mangle(notebook):
-    notebook["cells"][1]["outputs"][0]["data"][results.MIME][0]["speed"] = 3
-
-
-def no_numbers(notebook):
-    notebook["cells"][1]["outputs"][0]["data"][results.MIME][0]["value"] = math.nan
+def row_with(**columns):
+    return lambda notebook: notebook["cells"][1]["outputs"][0]["data"][results.MIME][0].update(columns)
 
 
 @pytest.mark.parametrize(
@@ -226,13 +191,12 @@ def no_numbers(notebook):
         (mark("failed"), "cell 3 is marked failed"),
         (mark("pending"), "cell 3 is marked pending"),
         (mark("running"), "cell 3 is marked running"),  # killed in the middle
-        (tag("papermill-error-cell", 2), "cell 3 is marked as failed"),
-        (tag("papermill-error-cell-tag", 0), "papermill marked it as failed"),
-        (lambda notebook: notebook["metadata"]["papermill"].update(exception=True), "papermill marked it as failed"),
-        (lambda notebook: [cell.update(outputs=[]) for cell in notebook["cells"][1:]], "no results"),
-        (mangle, "cell 2: a row must have the columns name, value"),
-        (no_numbers, "'a': value must be finite"),
-        (lambda notebook: notebook.pop("cells"), "is not a notebook"),
+        (lambda n: n["cells"][0]["metadata"].update(tags=[results.ERROR_TAG]), "papermill marked it as failed"),
+        (lambda n: n["metadata"]["papermill"].update(exception=True), "papermill marked it as failed"),
+        (lambda n: [cell.update(outputs=[]) for cell in n["cells"][1:]], "no results"),
+        (row_with(speed=3), "edited.ipynb, cell 2: these are not rows of results"),
+        (row_with(value=math.nan), "'a': value must be finite"),
+        (lambda n: n.pop("cells"), "edited.ipynb is not a notebook"),
     ],
 )
 def test_an_unfinished_or_mangled_notebook_is_refused(executed, tmp_path, edit, named):
@@ -240,7 +204,6 @@ def test_an_unfinished_or_mangled_notebook_is_refused(executed, tmp_path, edit, 
     with pytest.raises(ValueError, match=re.escape(named)) as caught:
         results.read(target)
     assert "\n" not in str(caught.value)
-    assert "edited.ipynb" in str(caught.value) or edit is no_numbers
 
 
 def test_a_failure_that_the_notebook_announces_is_not_one(executed, tmp_path):
@@ -255,12 +218,10 @@ def test_a_failure_that_the_notebook_announces_is_not_one(executed, tmp_path):
         results.read(edited(executed, tmp_path / "b.ipynb", lambda n: fail(n, [])))
 
 
-def test_what_is_no_notebook_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.ipynb is not there"):
-        results.read(tmp_path / "none.ipynb")
-    (tmp_path / "torn.ipynb").write_text('{"cells": [')
-    with pytest.raises(ValueError, match=r"torn\.ipynb is not JSON"):
-        results.read(tmp_path / "torn.ipynb")
+def test_what_is_not_there_is_named(tmp_path):
+    for use in (results.read, results.load):
+        with pytest.raises(FileNotFoundError, match=r"none\.ipynb is not there"):
+            use(tmp_path / "none.ipynb")
 
 
 def test_saved_rows_come_back_with_their_meta(tmp_path):
@@ -307,10 +268,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"meta": {}, "rows": {}}', '{"meta": {}, "rows": [{"name": "a"}]}', "{"])
-def test_a_damaged_results_file_is_named(tmp_path, text):
+def test_a_damaged_file_is_named(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
-    with pytest.raises(ValueError, match=r"r\.json"):
-        results.load(tmp_path / "r.json")
+    for use in (results.read, results.load):
+        with pytest.raises(ValueError, match=r"r\.json"):
+            use(tmp_path / "r.json")
 
 
 def test_the_mean_over_seeds_has_the_standard_error_of_the_mean():
@@ -318,13 +280,10 @@ def test_the_mean_over_seeds_has_the_standard_error_of_the_mean():
     group = [replace(FULL, value=v, seed=10 + i, seconds=1.5 * i) for i, v in enumerate(values)]
     mean, alone = results.mean_rows([group[0], PLAIN, *group[1:]])
     assert alone == PLAIN
-    assert mean.value == np.mean(values)
     assert mean.se == pytest.approx(stats.sem(values), rel=1e-12)
-    assert (mean.seed, mean.n, mean.seconds, mean.device) == ([10, 11, 12, 13], 2048, 2.25, FULL.device)
-    expected = replace(FULL, value=mean.value, se=mean.se, seed=mean.seed, seconds=2.25)
-    assert mean == expected
-    assert cells([mean, FULL]).rows[1][-1].endswith("mean 2.25 s")  # the table says what the seconds are
-    assert "mean" not in cells([mean, FULL]).rows[2][-1]
+    assert mean == replace(FULL, value=np.mean(values), se=mean.se, seed=[10, 11, 12, 13], seconds=2.25)
+    assert cells([mean, FULL])[1][-1].endswith("mean 2.25 s")  # the table says what the seconds are
+    assert "mean" not in cells([mean, FULL])[2][-1]
 
 
 def test_a_file_of_rows_has_means_only_where_there_are_several_seeds():

@@ -41,10 +41,9 @@ def to_gray28(x: Tensor) -> Tensor:
 def conversion(shape: tuple[int, ...]) -> str:
     """What `to_gray28` does to images of shape (N, C, H, W) or (C, H, W), in a few words; "" for gray 28 x 28."""
     channels, *side = shape[-3:]
-    if channels == 1 and side in ([SIDE, SIDE], [PADDED, PADDED]):
-        return "" if side == [SIDE, SIDE] else "cropped to 28 x 28"
-    done = ["gray"] * (channels != 1) + ["resized to 28 x 28"] * (side != [SIDE, SIDE])
-    return ", ".join(done)
+    if channels == 1 and side == [PADDED, PADDED]:
+        return "cropped to 28 x 28"
+    return ", ".join(["gray"] * (channels != 1) + ["resized to 28 x 28"] * (side != [SIDE, SIDE]))
 
 
 class FashionCNN(nn.Module):
@@ -80,12 +79,9 @@ class FashionCNN(nn.Module):
 def find_weights() -> Path:
     """The bundled weights, in the first of `data.roots` that has them; FileNotFoundError names all places."""
     places = [root / WEIGHTS for root in data.roots()]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise FileNotFoundError(
-            f"Fashion-CNN's weights are in none of {', '.join(map(str, places))}; {MAKER} makes them."
-        )
-    return found
+    if found := [place for place in places if place.is_file()]:
+        return found[0]
+    raise FileNotFoundError(f"Fashion-CNN's weights are in none of {', '.join(map(str, places))}; {MAKER} makes them.")
 
 
 def fashion_cnn(path: str | Path | None = None, device: str | torch.device = "cpu") -> FashionCNN:
@@ -96,8 +92,6 @@ def fashion_cnn(path: str | Path | None = None, device: str | torch.device = "cp
     from safetensors.torch import load
 
     path = find_weights() if path is None else Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; {MAKER} makes Fashion-CNN's weights.")
     blob, note = path.read_bytes(), path.with_suffix(".json")
     if note.is_file() and hashlib.sha256(blob).hexdigest() != json.loads(note.read_text())["sha256"]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {note.name}.")

@@ -8,7 +8,6 @@ import json
 import warnings
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +34,6 @@ def best_extractor(device: str | torch.device = "cpu", timeout: float = 60.0) ->
     return net.to(device), "Judged by the standard Inception, so that FID, KID and IS are the plain ones."
 
 
-# ---------------------------------------------------------------------------------------------- features of images
-
-
 def extract(net: Extractor, x: Tensor, batch: int = 256) -> Tensor:
     """Features (N, d), float32 on x's device, of images x (N, C, H, W), float in [-1, 1] or uint8.
 
@@ -62,17 +58,16 @@ def reference(images: Tensor, extractor: Extractor = None, batch: int = 256) -> 
     net = _loaded(extractor, images.device)
     if type(net) not in (FashionCNN, Inception):
         return extract(net, images, batch)
-    key = _key(images, net, batch)
-    path = data.cache_folder() / "statistics" / f"features-{key[:12]}{checkpoint.SUFFIX}"
+    path = data.cache_folder() / "statistics" / f"features-{_key(images, net, batch)}{checkpoint.SUFFIX}"
     if path.exists():
         try:
-            return _kept(path, key).to(images.device)
+            return checkpoint.load(path)[0]["value"].to(images.device)
         except (OSError, ValueError) as error:
             warnings.warn(f"computed anew: {error}", stacklevel=2)
     value = extract(net, images, batch)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(path, {"value": value}, {"key": key})
+        checkpoint.save(path, {"value": value}, {})
     except OSError as error:
         warnings.warn(f"computed, but not kept for the next time: {error}", stacklevel=2)
     return value
@@ -90,23 +85,16 @@ def _key(images: Tensor, net: nn.Module, batch: int) -> str:
     return checkpoint.digest(tensors, json.dumps([net.name, batch, *code, *versions, place, *switches]))
 
 
-def _kept(path: Path, key: str) -> Tensor:
-    objects, meta = checkpoint.load(path)
-    if meta.get("key") != key or not isinstance(objects.get("value"), Tensor):
-        raise ValueError(f"{path} was made from something else")
-    return objects["value"]
-
-
 def _loaded(net: Extractor, device: torch.device) -> nn.Module:
-    if isinstance(net, nn.Module):
-        return net
-    return fashion_cnn(device=device) if _known(net) is None else inception.load().to(device)
+    _check(net)
+    if net is None:
+        return fashion_cnn(device=device)
+    return inception.load().to(device) if net == "inception" else net
 
 
-def _known(net: Extractor) -> Extractor:
-    if net is None or net == "inception" or isinstance(net, nn.Module):
-        return net
-    raise ValueError(f'the feature net must be None (Fashion-CNN), "inception" or a module, got {net!r}.')
+def _check(net: Extractor) -> None:
+    if not (net is None or net == "inception" or isinstance(net, nn.Module)):
+        raise ValueError(f'the feature net must be None (Fashion-CNN), "inception" or a module, got {net!r}.')
 
 
 def score_name(metric: str, extractor: Extractor = None, shape: tuple[int, ...] | None = None) -> str:
@@ -115,32 +103,23 @@ def score_name(metric: str, extractor: Extractor = None, shape: tuple[int, ...] 
     Only the standard Inception gives the plain name. With the images' shape (C, H, W), Fashion-CNN's conversion is
     named too: "FID (Fashion-CNN features, images gray, resized to 28 x 28)".
     """
-    if _known(extractor) == "inception" or (isinstance(extractor, Inception) and extractor.standard):
+    _check(extractor)
+    if extractor == "inception" or (isinstance(extractor, Inception) and extractor.standard):
         return metric
-    net = FashionCNN.name if extractor is None else getattr(extractor, "name", type(extractor).__name__)
     is_ours = extractor is None or isinstance(extractor, FashionCNN)
+    net = FashionCNN.name if is_ours else getattr(extractor, "name", type(extractor).__name__)
     done = conversion(tuple(shape)) if shape is not None and is_ours else ""
     return f"{metric} ({net} {'classes' if metric == 'IS' else 'features'}{f', images {done}' if done else ''})"
 
 
-# ---------------------------------------------------------------------------------------------- scores by torchmetrics
-
-
-def _given(num_features: int) -> nn.Module:
-    """A net for torchmetrics that returns the features that it is given."""
-    net = nn.Identity()
-    net.num_features = num_features
-    return net
-
-
 def _both(real: Tensor, fake: Tensor, extractor: Extractor) -> tuple[Tensor, Tensor]:
     """Features of both sets in float64 on the CPU; a 2D tensor holds features already."""
-    pair = [x if x.ndim == 2 else extract(extractor, x) for x in (real, fake)]
-    if pair[0].shape[1] != pair[1].shape[1]:
-        raise ValueError(f"real and fake must have as many features, got {pair[0].shape[1]} and {pair[1].shape[1]}.")
-    if min(map(len, pair)) < 2:
-        raise ValueError(f"at least 2 real and 2 fake samples are needed, got {len(pair[0])} and {len(pair[1])}.")
-    return pair[0].detach().double().cpu(), pair[1].detach().double().cpu()
+    real, fake = (x if x.ndim == 2 else extract(extractor, x) for x in (real, fake))
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"real and fake must have as many features, got {real.shape[1]} and {fake.shape[1]}.")
+    if min(len(real), len(fake)) < 2:
+        raise ValueError(f"at least 2 real and 2 fake samples are needed, got {len(real)} and {len(fake)}.")
+    return real.detach().double().cpu(), fake.detach().double().cpu()
 
 
 def fid(real: Tensor, fake: Tensor, extractor: Extractor = None) -> float:
@@ -152,21 +131,18 @@ def fid(real: Tensor, fake: Tensor, extractor: Extractor = None) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     real, fake = _both(real, fake, extractor)
-    metric = FrechetInceptionDistance(feature=_given(real.shape[1])).set_dtype(torch.float64)
+    given = nn.Identity()  # returns the features that it is given
+    given.num_features = real.shape[1]
+    metric = FrechetInceptionDistance(feature=given).set_dtype(torch.float64)
     metric.update(real, real=True)
     metric.update(fake, real=False)
     return metric.compute().item()
 
 
 def kid(
-    real: Tensor,
-    fake: Tensor,
-    extractor: Extractor = None,
-    *,
-    subsets: int = 8,
-    subset_size: int | None = None,
+    real: Tensor, fake: Tensor, extractor: Extractor = None, *, subsets: int = 8, subset_size: int | None = None,
     rng: torch.Generator | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """Unbiased MMD^2 of features under the kernel (f.g/d + 1)^3 (Binkowski et al., 2018), with its standard error.
 
     real, fake: images or features, as in `fid`. The mean over `subsets` disjoint random subsets, which are independent:
@@ -239,31 +215,17 @@ def _shuffled(n: int, rng: torch.Generator | None) -> Tensor:
     return torch.randperm(n, generator=rng, device=rng.device if rng is not None else "cpu").cpu()
 
 
-# ---------------------------------------------------------------------------------------------- nearest neighbors
-
-
 def nearest_neighbors(x: Tensor, others: Tensor, k: int = 1, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """Euclidean distances in pixels' [-1, 1] units, ascending, and indices into others, both (N, k).
 
-    x (N, *S), others (M, *S): float in [-1, 1] or uint8, `chunk` others at a time on x's device. Matrix products make a
-    shortlist, exact distances order it: products alone lose half the digits near a copy.
+    x (N, *S), others (M, *S): float in [-1, 1] or uint8, `chunk` others at a time on x's device. Not by matrix
+    products, which lose half the digits near a copy.
     """
     if x.shape[1:] != others.shape[1:]:
         raise ValueError(f"x and others must agree in shape, got {tuple(x.shape[1:])} and {tuple(others.shape[1:])}.")
     if not 1 <= k <= len(others):
         raise ValueError(f"k must be from 1 to the {len(others)} others, got {k}.")
-    x = data.to_float(x.detach()).flatten(1)
-    short = min(4 * k + 16, len(others))
-    best = x.new_full((len(x), 0), torch.inf)
-    index = torch.zeros(len(x), 0, dtype=torch.long, device=x.device)
-    for start in range(0, len(others), chunk):
-        part = data.to_float(others[start : start + chunk].to(x.device)).flatten(1)
-        squares = part.square().sum(1) - 2 * x @ part.T  # |x - y|^2 less |x|^2, which does not change the order
-        best = torch.cat([best, squares], 1)
-        index = torch.cat([index, torch.arange(start, start + len(part), device=x.device).expand(len(x), -1)], 1)
-        best, order = best.topk(min(short, best.shape[1]), largest=False)
-        index = index.gather(1, order)
-    listed = (data.to_float(others[i.to(others.device)].to(x.device)).flatten(1) for i in index)
-    distance = torch.stack([torch.linalg.vector_norm(found - row, dim=1) for row, found in zip(x, listed)])
-    distance, order = distance.sort(dim=1, stable=True)
-    return distance[:, :k], index.gather(1, order)[:, :k]
+    x, exact = data.to_float(x.detach()).flatten(1), "donot_use_mm_for_euclid_dist"
+    parts = (data.to_float(part.to(x.device)).flatten(1) for part in others.split(chunk))
+    distance, index = torch.cat([torch.cdist(x, part, compute_mode=exact) for part in parts], 1).sort(stable=True)
+    return distance[:, :k], index[:, :k]

@@ -15,6 +15,7 @@ from ebmlib.partition import on_grid
 from ebmlib.targets.planar import Density
 
 TEMPERATURES = torch.logspace(-3, 3, 121).tolist()  # among which the best one is looked for
+LogDensity = Callable[[Tensor], Tensor]
 
 
 class Score(NamedTuple):
@@ -60,21 +61,17 @@ def divergences(density: Density, model: Normalized, temperatures: Sequence[floa
     log_p = on_grid(density.log_prob, model.box, n, device=model.values.device).flatten()
     mass = float(log_p.exp().sum()) * (2 * model.box / n) ** 2
     if abs(mass - 1) > 0.01:
-        raise ValueError(
-            f"{n} x {n} cells are too few for {density.name}: its mass on them is {mass:.3f}, not .99 to 1.01"
-        )
+        few = f"{n} x {n} cells are too few for {density.name}"
+        raise ValueError(f"{few}: its mass on them is {mass:.3f}, not .99 to 1.01")
     log_p = log_p.log_softmax(0)  # of the mass of a cell
     log_q = ((-model.values.flatten() / temperature).log_softmax(0) for temperature in temperatures)
     return [float(torch.where(log_p > -torch.inf, log_p.exp() * (log_p - q), 0.0).sum()) for q in log_q]
 
 
 def judge(
-    density: Density,
-    model: Normalized | Callable[[Tensor], Tensor],
-    held_out: Tensor,
-    samples: Tensor | None = None,
+    density: Density, model: Normalized | LogDensity, held_out: Tensor, samples: Tensor | None = None,
     pairs: int | None = None,
-) -> list[Score]:
+) -> list[Score]:  # fmt: skip
     """The scores of a model of the plane: of its density and, if samples (n, 2) are given, of those.
 
     model: from `normalized`, or an exact log density (B, 2) -> (B,). held_out: fresh data (m, 2).
@@ -85,7 +82,7 @@ def judge(
 
 
 @torch.no_grad()
-def judge_density(density: Density, model: Normalized | Callable[[Tensor], Tensor], held_out: Tensor) -> list[Score]:
+def judge_density(density: Density, model: Normalized | LogDensity, held_out: Tensor) -> list[Score]:
     """KL to the truth, also at the best temperature, and mean log-likelihood of the data held_out (m, 2).
 
     Where the model is an exact log density, the KL is the mean of log p - log q over the held-out data.
@@ -140,10 +137,9 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float]:
     Gretton et al. (2012), Eq. 3; it can be negative. The error holds under x ~ y too, where the leading term vanishes:
     the jackknife's variance 4 var/n less its noise. Float64, memory n + m; ValueError for fewer than 4 samples.
     """
+    shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 4:
-        raise ValueError(
-            f"mmd needs samples (n, d) and (m, d), 4 or more each, got {tuple(x.shape)} and {tuple(y.shape)}."
-        )
+        raise ValueError(f"mmd needs samples (n, d) and (m, d), 4 or more each, got {shapes}.")
     if not 0 < bandwidth < float("inf"):
         raise ValueError(f"mmd's bandwidth must be positive and finite, got {bandwidth}.")
     n, m = len(x), len(y)
@@ -158,9 +154,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float]:
     return value.item(), variance.clamp(min=0).sqrt().item()
 
 
-def _kernel(
-    x: Tensor, y: Tensor, bandwidth: float, own: bool = False, rows: int = 1024
-) -> tuple[Tensor, Tensor, Tensor]:
+def _kernel(x: Tensor, y: Tensor, bandwidth: float, own: bool = False, rows: int = 1024) -> tuple[Tensor, ...]:
     """Means of k(x_i, y_j) over j and over i, and the variance of k less both means; own: x is y, i = j left out."""
     n, m = len(x), len(y) - own
     over_j, over_i, squares = [], torch.zeros(len(y), dtype=x.dtype, device=x.device), x.new_zeros(())
@@ -191,10 +185,9 @@ def mode_coverage(x: Tensor, modes: Tensor, std: float, radius: float = 3.0, sha
     A mode is covered when at least `share` of all n samples are near it; None means a quarter of the fair share 1/m.
     NaN is near nothing. The exact mixture has quality 1 - exp(-radius^2 / 2) in 2D: .9889 at 3.
     """
+    shapes = f"{tuple(x.shape)} and {tuple(modes.shape)}"
     if x.ndim != 2 or modes.ndim != 2 or x.shape[1] != modes.shape[1] or not len(x) or not len(modes):
-        raise ValueError(
-            f"mode_coverage needs x (n, d) and modes (m, d), got {tuple(x.shape)} and {tuple(modes.shape)}."
-        )
+        raise ValueError(f"mode_coverage needs x (n, d) and modes (m, d), got {shapes}.")
     share = 0.25 / len(modes) if share is None else share
     if not (std > 0 and radius > 0 and 0 < share <= 1):
         raise ValueError(f"std and radius must be positive and share in (0, 1], got {std}, {radius} and {share}.")

@@ -5,8 +5,7 @@ coefficients. Arrays are little-endian float32 in base64.
 """
 
 import base64
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from ebmlib.core import Energy, evaluating
 from ebmlib.nets.mlp import MLP, TimeMLP
 from ebmlib.papers.recovery import Noising, levels
 from ebmlib.targets import densities
+from ebmlib.targets.planar import check_number, check_whole
 
 MOST_WEIGHTS = 50_000  # of a net on a page; beyond, one update of a few hundred particles takes longer than a frame
 
@@ -60,24 +60,28 @@ def net_spec(
     """
     if not isinstance(net, MLP):
         raise ValueError(f"net must be an ebmlib.nets.mlp.MLP, not {type(net).__name__}; table_spec takes any energy")
+    check_number("factor", factor)
+    check_number("temperature", temperature)
     with evaluating(net):  # spectral normalization moves its weight at every look in training mode
-        layers = [(layer.weight.detach(), layer.bias.detach()) for layer in net.layers]
-    weights, biases = zip(*layers, strict=True)
-    shapes = [{"rows": len(w), "columns": w.shape[1], "skip": None} for w in weights]
-    spec = _net(shapes, weights, biases, factor=factor * net.gain, divide=temperature)
-    return {**spec, **_place(box, walls, name), "unit": 1 / factor}
+        biases = encoded(torch.cat([layer.bias for layer in net.layers]))
+        spec = _net([(layer.weight, None) for layer in net.layers], factor * net.gain)
+    spec |= {"biases": biases, "divide": temperature}
+    return spec | _place(box, walls, name) | {"unit": 1 / factor}
 
 
-def _net(shapes: list[dict], weights, biases, *, factor: float, divide: float) -> dict:
-    """A net as flat arrays; its options are checked."""
-    _positive(factor=factor, temperature=divide)
+def _net(layers: Sequence[tuple[Tensor, Tensor | str | None]], factor: float) -> dict:
+    """A net's matrices as one flat array; a layer's skip connection is None, "same" (the identity) or a matrix."""
+    shapes, parts = [], []
+    for weight, skip in layers:
+        across = isinstance(skip, Tensor)
+        shapes.append({"rows": len(weight), "columns": weight.shape[1], "skip": "matrix" if across else skip})
+        parts += [weight.flatten(), skip.flatten()] if across else [weight.flatten()]
+    flat = torch.cat(parts)
     if shapes[0]["columns"] != 2:
         raise ValueError(f"the playground draws energies of 2 coordinates, and this net takes {shapes[0]['columns']}")
-    flat = torch.cat([w.flatten() for w in weights])
     if len(flat) > MOST_WEIGHTS:
         raise ValueError(f"a page computes at most {MOST_WEIGHTS} weights smoothly, not {len(flat)}: use table_spec")
-    arrays = {"weights": encoded(flat), "biases": encoded(torch.cat(list(biases)))}
-    return {"kind": "net", "layers": shapes, **arrays, "factor": factor, "divide": divide}
+    return {"kind": "net", "layers": shapes, "weights": encoded(flat), "factor": factor}
 
 
 def levels_spec(
@@ -91,22 +95,20 @@ def levels_spec(
     nets of more than 50,000, and for a slider that walks down without a pause. The tables reach to |x_i| = walls, `box`
     by default, and mirror the chains there. ValueError names a bad argument.
     """
-    if not isinstance(model, TimeMLP) and (n is None or not callable(model) or isinstance(model, torch.nn.Module)):
+    is_net = isinstance(model, TimeMLP)
+    if not is_net and (n is None or not callable(model) or isinstance(model, torch.nn.Module)):
         raise ValueError(f"a walk needs a TimeMLP, or at_level and n for its tables, not {type(model).__name__}")
-    if not isinstance(K, int) or K < 1:
-        raise ValueError(f"K must be an integer of at least 1 step a level, not {K!r}")
-    chain = {name: getattr(tables, name).tolist() for name in ("delta", "precision", "scale")} | {"K": K}
+    check_whole("K", K, 1)
     walls = (0.0 if n is None else box) if walls is None else walls
-    place = {**_place(box, walls, name), "unit": 1.0}
-    if not isinstance(model, TimeMLP):
-        return {"kind": "levels", "energies": _level_tables(model, tables, walls, n), **chain, **place}
+    spec = {"kind": "levels", "K": K, **_place(box, walls, name), "unit": 1.0}
+    spec |= {name: getattr(tables, name).tolist() for name in ("delta", "precision", "scale")}
+    if not is_net:
+        return spec | {"energies": _level_tables(model, tables, walls, n)}
     tables = tables.to(model.stem.bias.device)
     with evaluating(model), torch.no_grad():
         if n is None:
-            energies = _time_net(model, tables)
-        else:
-            energies = {"energies": _level_tables(levels(model.at, tables), tables, walls, n)}
-    return {"kind": "levels", **energies, **chain, **place}
+            return spec | _time_net(model, tables)
+        return spec | {"energies": _level_tables(levels(model.at, tables), tables, walls, n)}
 
 
 def _level_tables(at_level: Callable[[Tensor], Energy], tables: Noising, box: float, n: int) -> list[dict]:
@@ -121,27 +123,17 @@ def _level_tables(at_level: Callable[[Tensor], Energy], tables: Noising, box: fl
 
 def _time_net(net: TimeMLP, tables: Noising) -> dict:
     """A `TimeMLP` as one net with biases for each level: at a fixed t, the time is a shift of a block's first bias."""
-    shapes = [{"rows": len(net.stem.weight), "columns": net.stem.weight.shape[1], "skip": None}]
-    weights, biases = [net.stem.weight], [[net.stem.bias] for _ in range(tables.T)]
+    layers, biases = [(net.stem.weight, None)], [net.stem.bias.expand(tables.T, -1)]
     temb = net.embed(torch.arange(tables.T, device=net.stem.bias.device))  # (T, width)
     for block in net.body:
-        (rows, columns), factor = block.first.weight.shape, block.scale.factor
-        across = isinstance(block.shortcut, torch.nn.Linear)
-        skip = "matrix" if across else "same"
-        shapes += [{"rows": rows, "columns": columns, "skip": None}, {"rows": rows, "columns": rows, "skip": skip}]
-        weights += [block.first.weight, factor[:, None] * block.second.weight]
-        weights += [block.shortcut.weight] if across else []
-        second = factor * block.second.bias + (block.shortcut.bias if across else 0)
-        for of_level, shift in zip(biases, block.shift(temb)):
-            of_level += [block.first.bias + shift, second]
-    shapes.append({"rows": 1, "columns": net.head.weight.shape[1], "skip": None})
-    weights.append(net.head.weight)
-    for of_level in biases:
-        of_level.append(net.head.bias)
-    flat = _net(shapes, weights, biases[0], factor=net.gain, divide=1.0)
-    del flat["biases"], flat["divide"]
-    each = [encoded(torch.cat(of_level)) for of_level in biases]
-    return {"net": flat, "biases": each, "scales": tables.energy_scale.tolist()}
+        factor, across = block.scale.factor, isinstance(block.shortcut, torch.nn.Linear)
+        skip = block.shortcut.weight if across else "same"
+        layers += [(block.first.weight, None), (factor[:, None] * block.second.weight, skip)]
+        bias = factor * block.second.bias + (block.shortcut.bias if across else 0)
+        biases += [block.first.bias + block.shift(temb), bias.expand(tables.T, -1)]
+    flat = _net([*layers, (net.head.weight, None)], net.gain)
+    each = torch.cat([*biases, net.head.bias.expand(tables.T, -1)], 1)  # (T, biases)
+    return {"net": flat, "biases": [encoded(b) for b in each], "scales": tables.energy_scale.tolist()}
 
 
 def table_spec(energy: Energy, box: float, *, n: int = 257, name: str = "a table") -> dict:
@@ -151,8 +143,7 @@ def table_spec(energy: Energy, box: float, *, n: int = 257, name: str = "a table
     third power of the spacing. The walls of the box mirror the chains, since nothing is known beyond.
     ValueError for fewer than 5 nodes a side or an energy that is not finite on all of them.
     """
-    if not isinstance(n, int) or n < 5:
-        raise ValueError(f"n must be an integer of at least 5 nodes a side, not {n!r}")
+    check_whole("n", n, 5)
     place = _place(box, box, name)
     axis = torch.linspace(-box, box, n)
     y, x = torch.meshgrid(axis, axis, indexing="ij")  # rows along y
@@ -167,10 +158,9 @@ def table_spec(energy: Energy, box: float, *, n: int = 257, name: str = "a table
     for k, weight in enumerate((1 / 6, 2 / 3, 1 / 6)):
         matrix[rows + 1, rows + k] = weight
     matrix[0, :5] = matrix[-1, -5:] = torch.tensor([1.0, -4.0, 6.0, -4.0, 1.0], dtype=torch.float64)
-    edge = torch.zeros(1, n, dtype=torch.float64)
-    half = torch.linalg.solve(matrix, torch.cat([edge, values, edge]))  # (n + 2, n)
-    zeros = edge.new_zeros(1, n + 2)
-    coefficients = torch.linalg.solve(matrix, torch.cat([zeros, half.T, zeros])).T
+    padded = lambda rows: torch.nn.functional.pad(rows, (0, 0, 1, 1))
+    half = torch.linalg.solve(matrix, padded(values))  # (n + 2, n)
+    coefficients = torch.linalg.solve(matrix, padded(half.T)).T
     return {"kind": "table", "n": n, "coefficients": encoded(coefficients), **place, "unit": 1.0}
 
 
@@ -186,13 +176,6 @@ def any_spec(energy: Energy, box: float) -> dict:
 
 def _place(box: float, walls: float, name: str) -> dict:
     """Where a spec is drawn and mirrored, and how it is called."""
-    _positive(box=box)
-    if walls:
-        _positive(walls=walls)
+    check_number("box", box)
+    check_number("walls", walls, zero=True)
     return {"box": float(box), "walls": float(walls), "name": name}
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive finite number, not {value!r}")

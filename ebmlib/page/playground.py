@@ -2,13 +2,7 @@
 
 One ES module, `playground.js`, is the source of both. With a kernel it is an anywidget. Without one, the widget's
 output carries a `text/html` twin that holds its state as JSON, and the classic script of `static_script()` starts every
-such twin on a page (http and file://, offline, no loader). The book needs, under `sphinx: config:`,
-
-    nb_mime_priority_overrides: [["html", "text/html", 5]]   # the twin wins over the widget view on the page
-    nb_ipywidgets_js: {}                                     # no widget manager, no requirejs
-    html_js_files: [langevin-static.js]                      # in a folder that html_static_path names
-
-and its build writes `static_script()` into that folder as `langevin-static.js` before Sphinx runs.
+such twin on a page (http and file://, offline); _config.yml and the book's build put it there as langevin-static.js.
 """
 
 import html
@@ -45,16 +39,13 @@ STATIC_TRAITS = ("density", "spec", "box", "limit", "data", "modes", *SETTINGS)
 class Playground(anywidget.AnyWidget):
     """Particles under the one update on a 2D energy, with controls.
 
-    energy: an object of `targets.densities`, a name that `densities.by_name` (or "gaussian") knows, what `net_spec`,
-    `table_spec` or `levels_spec` of `ebmlib.page.exports` returns, or any module or function (B, 2) -> (B,), drawn on
-    [-box, box]^2 as it is now: an `MLP` by its weights, all others by a table of splines.
-    noise=None locks b = sqrt(2 step), temperature 1; noise=0 follows the gradient flow in Euler steps.
+    energy: an object of `targets.densities` or its name, what `net_spec`, `table_spec` or `levels_spec` of
+    `ebmlib.page.exports` returns, or any module or function (B, 2) -> (B,), drawn on [-box, box]^2 as it is now.
+    noise=None locks b = sqrt(2 step), temperature 1, until another noise is set; noise=0 follows the gradient flow.
     step=None is a fifth of the stability limit, and where none is known a step whose noise is a 40th of the picture's
-    half side. mala adds the Metropolis correction.
-    particles=None are 400, and fewer for a net of more than 12,500 weights.
+    half side. mala adds the Metropolis correction. particles=None are 400, fewer for a net of more than 12,500 weights.
     start: "uniform" in the picture, "center", "gaussian" (standard normal in the net's units) or "data", from the first
     500 points (N, 2) of `data`; a density brings its own. None is "uniform", and "data" where that would diverge.
-    Setting the noise to another temperature opens the lock.
     With levels, chains start from noise and walk down to `level`, and steps count K for each of them; step and noise
     are in units of the level's delta^2 and delta: (.5, 1) are the paper's.
     All controls are traits, synced with the kernel where there is one. ValueError names a bad argument.
@@ -94,21 +85,29 @@ class Playground(anywidget.AnyWidget):
                 raise ValueError(f"{name} must be a number, not {value!r}")
         if isinstance(energy, str):
             energy = densities.gaussian() if energy == "gaussian" else densities.by_name(energy)
-        name, spec, box, limit, own_data = _place(energy, box)
-        data = own_data if data is None else _points(data)
+        is_density = isinstance(energy, densities.Density)
+        name, spec, box = _place(energy, box)
+        limit = 2 * spec["std"] ** 2 if is_density else 0.0  # 0: none is known
+        modes = {}  # those that the page counts, and the radius that belongs to each
+        if is_density and energy.modes is not None:
+            modes = {"at": energy.modes.double().numpy().round(6).tolist(), "radius": 3 * energy.mode_std}
+        if data is not None:
+            data = _points(data)
+        elif is_density:
+            data = energy.sample(DATA, torch.Generator().manual_seed(0))
         if start is None:  # the funnel's walls are too steep for any step that suits its neck
-            start = "data" if isinstance(energy, densities.Density) and not limit else "uniform"
+            start = "data" if is_density and not limit else "uniform"
         if start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, not {start!r}")
-        particles = _particles(spec) if particles is None else particles
         T = len(spec.get("delta", []))  # 0 without levels
         if step is None:
             step = 0.5 if T else limit / 5 if limit else (box / 40) ** 2 / 2
         super().__init__(
             step=step, noise=math.sqrt(2 * max(step, 0.0)) if noise is None else noise, locked=noise is None,
-            mala=mala, n_steps=T * spec["K"] if T else steps, n_particles=particles, seed=seed,
+            mala=mala, n_steps=T * spec["K"] if T else steps, seed=seed,
+            n_particles=_particles(spec) if particles is None else particles,
         )  # fmt: skip
-        shown = {"density": name, "spec": spec, "box": box, "limit": limit, "modes": _modes(energy)}
+        shown = {"density": name, "spec": spec, "box": box, "limit": limit, "modes": modes}
         for trait, value in {**shown, "data": "" if data is None else encoded(data)}.items():
             self.set_trait(trait, value)
         self.level, self.start = max(T - 1, 0), start  # after what says which there are
@@ -165,30 +164,23 @@ class Playground(anywidget.AnyWidget):
             draft.write_text(page.substitute(title=title, playground=self.static_html(), script=script), "utf-8")
 
 
-def _modes(energy) -> dict:
-    """The modes that the page counts and the radius that belongs to each, where the energy has separate modes."""
-    if not isinstance(energy, densities.Density) or energy.modes is None:
-        return {}
-    return {"at": energy.modes.double().numpy().round(6).tolist(), "radius": 3 * energy.mode_std}
-
-
-def _place(energy, box: float | None) -> tuple[str, dict, float, float, torch.Tensor | None]:
-    """(name, spec, half side of the picture, stability limit or 0 where none is known, data) of an energy."""
-    if callable(energy) and not isinstance(energy, densities.Density):
+def _place(energy, box: float | None) -> tuple[str, dict, float]:
+    """(name, spec, half side of the picture) of an energy."""
+    if isinstance(energy, densities.Density):
+        if box is None:
+            return energy.name, energy_spec(energy), 1.05 * energy.box
+    elif callable(energy):
         if box is None:
             raise ValueError("a module or a function needs box=, the half side of the picture")
-        energy = any_spec(energy, box)
-    elif box is not None:
+        energy, box = any_spec(energy, box), None
+    if box is not None:
         raise ValueError("box is for a module or a function; a density and a spec have their own")
-    if isinstance(energy, dict) and energy.get("kind") in KINDS and {"name", "box"} <= energy.keys():
-        return energy["name"], energy, energy["box"], 0.0, None
-    if not isinstance(energy, densities.Density):
+    if not isinstance(energy, dict) or energy.get("kind") not in KINDS or not {"name", "box"} <= energy.keys():
         raise ValueError(
             "the energy must be a density or its name, a module or function with box=, or what net_spec, table_spec or "
             f"levels_spec of ebmlib.page.exports returns, not {type(energy).__name__}"
         )
-    spec, data = energy_spec(energy), energy.sample(DATA, torch.Generator().manual_seed(0))
-    return energy.name, spec, 1.05 * energy.box, 2 * spec["std"] ** 2, data
+    return energy["name"], energy, energy["box"]
 
 
 def _particles(spec: dict) -> int:
@@ -208,10 +200,8 @@ def _points(data: torch.Tensor) -> torch.Tensor:
 
 def static_script() -> str:
     """playground.js and its style as one classic script that starts every playground on a page without a kernel."""
-    source, style, start = (
-        (HERE / name).read_text(encoding="utf-8")
-        for name in ("playground.js", "playground.css", "playground_static.js")
-    )
+    files = ("playground.js", "playground.css", "playground_static.js")
+    source, style, start = ((HERE / name).read_text(encoding="utf-8") for name in files)
     body = re.sub(r"^export .*;\n", "", source, flags=re.MULTILINE)
     if re.search(r"^\s*(import|export)\b", body, flags=re.MULTILINE):
         raise RuntimeError("playground.js must not import, and must export only in one-line statements")

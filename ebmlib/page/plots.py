@@ -6,13 +6,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.container import BarContainer
-from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.pyplot import Axes, Figure, Line2D
 
 WIDTH = 7.0  # inches, the width of the book's column
 GAP = 2  # white pixels between images
@@ -50,12 +47,11 @@ def density(ax: Axes, values, box: float, title: str | None = None, vmax: float 
 
 def samples(ax: Axes, x, box: float, title: str | None = None, **kw) -> PathCollection:
     """Points (N, 2) on [-box, box]^2; says how many lie outside or are not numbers. kw goes to `ax.scatter`."""
-    x = _points(x, "x", 2)
-    size = float(np.clip(8000 / max(len(x), 1), 1.5, 14))
-    points = ax.scatter(*x.T, **({"s": size, "alpha": 0.5, "linewidths": 0, "color": PALETTE[0]} | kw))
+    x = _points(x, "(N, 2)")
+    size = np.clip(8000 / max(len(x), 1), 1.5, 14)
+    points = ax.scatter(*x.T, **{"s": size, "alpha": 0.5, "linewidths": 0, "color": PALETTE[0], **kw})
     _square(ax, box, title)
-    outside = int((~(np.abs(x) <= box).all(1)).sum())
-    if outside:
+    if outside := len(x) - int((np.abs(x) <= box).all(1).sum()):
         boxed = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5}
         ax.text(0.97, 0.03, f"{outside} outside", transform=ax.transAxes, ha="right", fontsize=10.5, bbox=boxed)
     return points
@@ -63,7 +59,7 @@ def samples(ax: Axes, x, box: float, title: str | None = None, **kw) -> PathColl
 
 def paths(ax: Axes, x, box: float, title: str | None = None) -> LineCollection:
     """Chains (K + 1, B, 2) as lines on [-box, box]^2, one color a chain; a ring marks the start, a dot the end."""
-    x = _points(x, "x", 3)
+    x = _points(x, "(K, B, 2)")
     colors = [PALETTE[k % len(PALETTE)] for k in range(x.shape[1])]
     lines = ax.add_collection(LineCollection(list(x.swapaxes(0, 1)), colors=colors, linewidths=1.0, alpha=0.8))
     ax.scatter(*x[0].T, s=34, facecolors="white", edgecolors=colors, linewidths=1.4, zorder=3)
@@ -102,7 +98,7 @@ def bars(ax: Axes, values: Mapping[str, float | tuple[float, float]], xlabel: st
     ax.bar_label(drawn, text, padding=4, fontsize=11)
     ax.margins(x=0.25)  # room for the numbers
     ax.invert_yaxis()
-    ax.xaxis.set_major_locator(MaxNLocator(4))
+    ax.locator_params("x", nbins=4)
     ax.grid(False)
     ax.set_xlabel(xlabel)
     return drawn
@@ -136,10 +132,10 @@ def _array(x) -> np.ndarray:
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
 
 
-def _points(x, name: str, ndim: int) -> np.ndarray:
+def _points(x, shape: str) -> np.ndarray:
     x = _array(x)
-    if x.ndim != ndim or x.shape[-1] != 2:
-        raise ValueError(f"{name} must have the shape {'(N, 2)' if ndim == 2 else '(K, B, 2)'}, not {x.shape}")
+    if x.ndim != shape.count(",") + 1 or x.shape[-1] != 2:
+        raise ValueError(f"x must have the shape {shape}, not {x.shape}")
     return x
 
 
@@ -158,11 +154,10 @@ def _pixels(x) -> np.ndarray:
 def _tiled(ax: Axes, rows: list[np.ndarray], columns: int, title: str | None) -> AxesImage:
     """Draw rows of images of one size, with white gaps and without ticks."""
     height, width = rows[0].shape[1:3]
-    canvas = np.full((len(rows) * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    canvas = np.full((len(rows), height + GAP, columns, width + GAP, 3), 255, np.uint8)
     for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            top, left = r * (height + GAP), c * (width + GAP)
-            canvas[top : top + height, left : left + width] = image
+        canvas[r, :height, : len(row), :width] = row.swapaxes(0, 1)
+    canvas = canvas.reshape(len(rows) * (height + GAP), columns * (width + GAP), 3)[:-GAP, :-GAP]
     ax.set(xticks=[], yticks=[], title=title or "")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -174,5 +169,4 @@ def _square(ax: Axes, box: float, title: str | None) -> None:
     ax.set(xlim=(-box, box), ylim=(-box, box), aspect="equal", **({"title": title} if title else {}))
     ax.spines[:].set_visible(True)
     ax.grid(False)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    ax.locator_params(nbins=3, steps=[1, 2, 5, 10])

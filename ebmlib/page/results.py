@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ebmlib.files import atomic
@@ -19,8 +20,8 @@ from ebmlib.page import shown
 
 MIME = "application/vnd.ebmlib.page.results+json"
 COMMITTED = Path(__file__).resolve().parents[2] / "data" / "results"  # the rows of long runs that come with the book
-ERROR_TAGS = {"papermill-error-cell-tag", "papermill-error-cell"}  # papermill's banner, and the anchor it links to
-TEXTS = ("unit", "source", "dataset", "protocol", "preset", "device")
+ERROR_TAG = "papermill-error-cell-tag"  # of the cells that papermill puts into a failed notebook
+KINDS = {str: "a string", numbers.Integral: "an integer", numbers.Real: "a number"}
 LEAST = {"se": 0, "seconds": 0, "n": 1}  # the smallest value that a column may have
 
 
@@ -58,21 +59,20 @@ COLUMNS = tuple(f.name for f in fields(Row))
 
 def _plain(what: str, key: str, value: Any) -> Any:
     """The value of a column as a plain text or number of Python; ValueError where it is none."""
-    if key in TEXTS or (key == "paper" and isinstance(value, str)):
-        if not isinstance(value, str):
-            raise ValueError(f"{what} must be a string, got {value!r}.")
-        return value
-    if value is None and key != "value":
+    default = Row.__dataclass_fields__[key].default
+    if value is None and default is None:
         return None
     if key == "seed" and isinstance(value, list | tuple):
         return [_plain(what, key, seed) for seed in value]
-    whole = key in ("n", "seed")
-    if not isinstance(value, numbers.Integral if whole else numbers.Real) or isinstance(value, bool):
-        raise ValueError(f"{what} must be {'an integer' if whole else 'a number'}, got {value!r}.")
+    is_text = default == "" or (key == "paper" and isinstance(value, str))
+    kind = str if is_text else numbers.Integral if key in ("n", "seed") else numbers.Real
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{what} must be {KINDS[kind]}, got {value!r}.")
+    if kind is str:
+        return value
     if not math.isfinite(value) or value < LEAST.get(key, -math.inf):
-        allowed = f"finite and at least {LEAST[key]}" if key in LEAST else "finite"
-        raise ValueError(f"{what} must be {allowed}, got {value}.")
-    return int(value) if whole else float(value)
+        raise ValueError(f"{what} must be finite{f' and at least {LEAST[key]}' if key in LEAST else ''}, got {value}.")
+    return int(value) if kind is numbers.Integral else float(value)
 
 
 def hardware(device: Any = "cpu") -> str:
@@ -96,11 +96,10 @@ def git_commit(root: Path) -> str:
 
     Rows may then be committed while other runs of the same code go on.
     """
-    rest = ["--", ".", ":!data/results", ":!data/benchmarks"]
-    log = ["git", "log", "-1", "--format=%h", "--abbrev=12", *rest]
-    status = ["git", "status", "--porcelain", "--untracked-files=no", *rest]
-    said = [subprocess.run(ask, cwd=root, capture_output=True, text=True).stdout.strip() for ask in (log, status)]
-    return said[0] + "-dirty" * bool(said[1])
+    asked = ("log -1 --format=%h --abbrev=12", "status --porcelain --untracked-files=no")
+    commands = [["git", *ask.split(), "--", ".", ":!data/results", ":!data/benchmarks"] for ask in asked]
+    commit, changed = (subprocess.run(c, cwd=root, capture_output=True, text=True).stdout.strip() for c in commands)
+    return commit + "-dirty" * bool(changed)
 
 
 def mean_rows(rows: Iterable[Row]) -> list[Row]:
@@ -120,21 +119,15 @@ def _group(row: Row) -> tuple:
 
 
 def _mean(group: Sequence[Row]) -> Row:
-    name, seeds, count = group[0].name, [row.seed for row in group], len(group)
-    if not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < count:
+    name, seeds, seconds, count = group[0].name, [r.seed for r in group], [r.seconds for r in group], len(group)
+    if len({seed for seed in seeds if isinstance(seed, int)}) < count:
         raise ValueError(f"result {name!r}: a mean over seeds needs another single seed in each row, got {seeds}.")
-    mean = math.fsum(row.value for row in group) / count
+    mean = fmean(row.value for row in group)
     variance = math.fsum((row.value - mean) ** 2 for row in group) / (count - 1)
-    seconds = [row.seconds for row in group]
-    return replace(
-        group[0],
-        value=mean,
-        se=math.sqrt(variance / count),
-        n=group[0].n if len({row.n for row in group}) == 1 else None,
-        seed=seeds,
-        device="; ".join(dict.fromkeys(row.device for row in group if row.device)),
-        seconds=None if None in seconds else math.fsum(seconds) / count,
-    )
+    n = group[0].n if len({row.n for row in group}) == 1 else None
+    device = "; ".join(dict.fromkeys(row.device for row in group if row.device))
+    cost, se = None if None in seconds else fmean(seconds), math.sqrt(variance / count)
+    return replace(group[0], value=mean, se=se, n=n, seed=seeds, device=device, seconds=cost)
 
 
 def with_means(rows: Iterable[Row]) -> list[Row]:
@@ -177,51 +170,47 @@ def show_committed(notebook: str, preset: str) -> None:
 def as_html(rows: Iterable[Row]) -> str:
     """The table paper | this run as HTML: escaped, with class names for the book's CSS, scrolling on a narrow page."""
     titles, body = _cells(rows)
-    small = '<br><small class="ebm-results-note">{}</small>'
-    cell = lambda main, note: html.escape(main) + (small.format(html.escape(note)) if note else "")
-    return shown.as_html(titles, [[cell(*pair) for pair in line] for line in body], "Results")
+    note = lambda text: f'<br><small class="ebm-results-note">{html.escape(text)}</small>' if text else ""
+    cells = [[html.escape(main) + note(more) for main, more in line] for line in body]
+    return shown.as_html(titles, cells, "Results")
 
 
 def as_text(rows: Iterable[Row]) -> str:
     """The same table in plain text."""
     titles, body = _cells(rows)
-    table = [titles, *([f"{main} ({note})" if note else main for main, note in cells] for cells in body)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(titles))]
+    table = [titles, *([f"{main} ({note})" if note else main for main, note in line] for line in body)]
+    widths = [max(map(len, column)) for column in zip(*table)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in table)
 
 
 def _cells(rows: Iterable[Row]) -> tuple[list[str], list[list[tuple[str, str]]]]:
     """Column titles and, per row, cells of (text, note); columns that are empty in every row are left out."""
     rows = _checked(rows)
-    seeds = lambda s: "seeds " + ", ".join(map(str, s)) if isinstance(s, list) else "" if s is None else f"seed {s}"
-    cost = lambda r: "" if r.seconds is None else "mean " * isinstance(r.seed, list) + f"{r.seconds:.4g} s"
+    note = lambda seed: "seeds " + ", ".join(map(str, seed)) if isinstance(seed, list) else f"seed {seed}"
+    cost = lambda row: f"{'mean ' * isinstance(row.seed, list)}{row.seconds:.4g} s"
     columns = {
-        "result": [(r.name + (f" [{r.unit}]" if r.unit else ""), r.protocol) for r in rows],
-        "paper": [(r.paper if isinstance(r.paper, str) else _digits(r.paper), r.source) for r in rows],
-        "this run": [(quantity(r.value, r.se), "") for r in rows],
-        "n": [("" if r.n is None else f"{r.n:,}", "") for r in rows],
-        "data set": [(r.dataset, "") for r in rows],
-        "preset": [(r.preset, seeds(r.seed)) for r in rows],
-        "hardware": [(r.device, cost(r)) for r in rows],
+        "result": [(row.name + (f" [{row.unit}]" if row.unit else ""), row.protocol) for row in rows],
+        "paper": [(quantity(r.paper) if isinstance(r.paper, float) else r.paper or "", r.source) for r in rows],
+        "this run": [(quantity(row.value, row.se), "") for row in rows],
+        "n": [("" if row.n is None else f"{row.n:,}", "") for row in rows],
+        "data set": [(row.dataset, "") for row in rows],
+        "preset": [(row.preset, "" if row.seed is None else note(row.seed)) for row in rows],
+        "hardware": [(row.device, "" if row.seconds is None else cost(row)) for row in rows],
     }
-    kept = {k: cells for k, cells in columns.items() if k in ("paper", "this run") or any(m or n for m, n in cells)}
+    kept = {k: cells for k, cells in columns.items() if k in ("paper", "this run") or any(map(any, cells))}
     return list(kept), [list(line) for line in zip(*kept.values())]
 
 
 def quantity(value: float, se: float | None = None) -> str:
     """A value with its standard error, rounded to two digits of the error: 1.2345, .067 -> "1.234 ± 0.067"."""
-    if se is None or se == 0:
-        return _digits(value) + ("" if se is None else " ± 0")
+    if not se:
+        return f"{value:.4g}" + ("" if se is None else " ± 0")
     exponent = math.floor(math.log10(max(abs(value), se)))
     places = 1 - math.floor(math.log10(se))
     if -4 <= exponent < 6:
         return f"{value:.{max(places, 0)}f} ± {se:.{max(places, 0)}f}"
-    scale = 10.0**exponent
-    return f"({value / scale:.{places + exponent}f} ± {se / scale:.{places + exponent}f})e{exponent}"
-
-
-def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    scale, places = 10.0**exponent, places + exponent
+    return f"({value / scale:.{places}f} ± {se / scale:.{places}f})e{exponent}"
 
 
 def read(path: str | Path) -> list[Row]:
@@ -229,21 +218,18 @@ def read(path: str | Path) -> list[Row]:
 
     ValueError names the notebook and the cell where a run failed or did not finish, or says that there are no results.
     """
-    path = Path(path)
-    notebook = _json(path)
+    notebook = _json(Path(path))
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise ValueError(f"{path} is not a notebook.")
-    cells = [cell for cell in notebook["cells"] if "papermill-error-cell-tag" not in _tags(cell)]  # shifts the count
-    for number, cell in enumerate(cells, 1):
-        trouble = _trouble(cell)
-        if trouble:
-            raise ValueError(f"{path} is not a finished run: cell {number} {trouble}.")
-    if notebook.get("metadata", {}).get("papermill", {}).get("exception") or len(cells) < len(notebook["cells"]):
-        raise ValueError(f"{path} is not a finished run: papermill marked it as failed.")
+    cells = [cell for cell in notebook["cells"] if ERROR_TAG not in _tags(cell)]
     rows: list[Row] = []
     for number, cell in enumerate(cells, 1):
+        if trouble := _trouble(cell):
+            raise ValueError(f"{path} is not a finished run: cell {number} {trouble}.")
         for output in cell.get("outputs", []):
             rows += _rows(output.get("data", {}).get(MIME, []), f"{path}, cell {number}")
+    if notebook.get("metadata", {}).get("papermill", {}).get("exception") or len(cells) < len(notebook["cells"]):
+        raise ValueError(f"{path} is not a finished run: papermill marked it as failed.")
     if not rows:
         raise ValueError(f"{path} has no results: no cell shows any, or it was never executed.")
     return rows
@@ -259,9 +245,7 @@ def _trouble(cell: dict) -> str:
     if errors and "raises-exception" not in _tags(cell):
         return f"failed with {errors[0].get('ename')}: {' '.join(str(errors[0].get('evalue')).split())}".rstrip(".")
     status = cell.get("metadata", {}).get("papermill", {}).get("status", "completed")
-    if status != "completed":
-        return f"is marked {status}"
-    return "is marked as failed" if ERROR_TAGS & set(_tags(cell)) else ""
+    return "" if status == "completed" else f"is marked {status}"
 
 
 def save(path: str | Path, rows: Iterable[Row], *, overwrite: bool = False, **meta: Any) -> None:
@@ -285,10 +269,10 @@ def save(path: str | Path, rows: Iterable[Row], *, overwrite: bool = False, **me
 
 def load(path: str | Path) -> tuple[list[Row], dict[str, Any]]:
     """Rows and meta of a file that `save` wrote; a missing or damaged file is named in the error."""
-    content = _json(Path(path))
-    if not isinstance(content, dict) or not isinstance(content.get("meta"), dict):
-        raise ValueError(f"{path} is not a results file: it must hold rows and meta.")
-    return _rows(content.get("rows"), str(path)), content["meta"]
+    match _json(Path(path)):
+        case {"meta": dict(meta), "rows": list(rows)}:
+            return _rows(rows, str(path)), meta
+    raise ValueError(f"{path} is not a results file: it must hold rows and meta.")
 
 
 def _json(path: Path) -> Any:
@@ -301,14 +285,11 @@ def _json(path: Path) -> Any:
 
 
 def _rows(items: Any, where: str) -> list[Row]:
-    """Rows from their dictionaries, each with exactly the columns of `Row`."""
-    if not isinstance(items, list):
-        raise ValueError(f"{where}: results must be a list of rows, got {type(items).__name__}.")
-    for item in items:
-        if not isinstance(item, dict) or set(item) != set(COLUMNS):
-            wrong = sorted(set(item) ^ set(COLUMNS)) if isinstance(item, dict) else repr(item)
-            raise ValueError(f"{where}: a row must have the columns {', '.join(COLUMNS)}; missing or unknown: {wrong}.")
-    return [Row(**item) for item in items]
+    """Rows from their dictionaries."""
+    try:
+        return [Row(**item) for item in items]
+    except TypeError as error:  # no dictionaries, or with other columns
+        raise ValueError(f"{where}: these are not rows of results: {error}.") from None
 
 
 def _checked(rows: Iterable[Row]) -> list[Row]:

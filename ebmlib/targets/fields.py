@@ -78,9 +78,8 @@ def radial(values: Tensor) -> Tensor:
     """
     n = values.shape[-1]
     ring = wavenumber(n).round().clamp(max=n // 2).long().flatten().to(values.device)
-    count = torch.bincount(ring).to(values)
     total = values.new_zeros(*values.shape[:-2], n // 2 + 1).index_add(-1, ring, values.flatten(-2))
-    return total / count
+    return total / torch.bincount(ring).to(values)
 
 
 def mode_variance(field: Field) -> Tensor:
