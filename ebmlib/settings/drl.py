@@ -132,6 +132,7 @@ class DRLLongRun(Settings):
 
     notebook = "drl_long_run"
     presets = ("smoke", "quick", "cpu", "gpu", "paper")
+    opens_run = False
     kind = "images"
     data = "cifar10"
     published = TABLE_5  # the paper's for T6: its T1k is on CIFAR-10 alone
