@@ -137,7 +137,7 @@ class DRLLongRun(Settings):
     data = "cifar10"
     published = TABLE_5  # the paper's for T6: its T1k is on CIFAR-10 alone
     hmc_steps: Ints = value((1, 10, 100), "Figure 7: steps per level", text=(1, 10, 100), smoke=(1, 2), quick=(1, 2, 5))
-    L: int = value(2, "section 4.2: leapfrog steps", both=2, low=1)
+    L: int = value(2, "section 4.2: leapfrog steps", both=2, smoke=1, low=1)
     chains: int = value(1000, "of each long run; see Figure 6", smoke=16, quick=32, cpu=64, gpu=128, low=16)
     pilots: int = value(1000, "4.2: chains that adapt the steps", text=1000, smoke=16, quick=32, cpu=64, gpu=64, low=16)
     tune_K: int = value(100, "4.2: HMC steps per change of step", text=100, smoke=2, quick=5, cpu=10, gpu=10, low=1)
