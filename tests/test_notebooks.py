@@ -449,7 +449,7 @@ def test_a_run_killed_between_its_stages_ends_with_the_same_rows(
     rows = all_rows(monkeypatch, name, **given, resume=True)
     assert begun[2] == killed
     assert first not in begun[1:]
-    timeless = lambda rows: [replace(row, seconds=None) for row in rows]
+    timeless = lambda rows: [replace(row, seconds=None) for row in rows if row.unit != "s"]
     assert timeless(rows) == timeless(results.read(smoke_runs / f"{name}.ipynb")[: len(rows)])
     assert not (tmp_path / "run-2").exists()
 
