@@ -77,7 +77,7 @@ TABLES = [
          "independence_is_exact_and_forgets_its_start"),
         ("mirrored at twice the distance", "% (4 * box)", "% (2 * box)"),
     ]),
-    ("samplers.py", "test_applications.py", [
+    ("samplers.py", "test_interpolation.py", [
         ("given noise is spread", "given.shape != x.shape", "given.ndim != x.ndim"),
     ]),
     ("papers/recovery.py", "test_recovery.py", [
@@ -108,7 +108,7 @@ TABLES = [
         ("levels without their scale", "raw(y) / scale", "raw(y)"),
         ("by_level sums", "torch.where(count > 0, total / count", "torch.where(count > 0, total"),
     ]),
-    ("papers/recovery.py", "test_applications.py", [
+    ("papers/recovery.py", "test_interpolation.py", [
         ("the arc is half as long", "math.pi / 2)", "math.pi / 4)"),
         ("angles from one sum", "(x - y, x + y)", "(x - y, 2 * y)"),
         ("opposite ends pass", "math.nan, angle", "angle, angle"),

@@ -5,10 +5,15 @@ import sys
 from collections.abc import Sequence
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Display a table of texts, one list of cells per row. Outside a notebook it is printed."""
-    cells = [[html.escape(cell) for cell in row] for row in rows]
-    show(as_html(heads, cells), "\n".join(" | ".join(row) for row in [heads, *rows]))
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], fold: str = "") -> None:
+    """Display a table of texts, one list of cells per row. Outside a notebook it is printed.
+
+    With a title in `fold`, the page shows the title alone until the reader opens it.
+    """
+    page = as_html(heads, [[html.escape(cell) for cell in row] for row in rows])
+    if fold:
+        page = f"<details><summary>{html.escape(fold)}</summary>{page}</details>"
+    show(page, "\n".join(" | ".join(row) for row in [heads, *rows]))
 
 
 def banner(sentence: str) -> None:

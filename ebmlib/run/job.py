@@ -114,4 +114,4 @@ def _table(job: Job) -> None:
     heads = ("setting", "paper's text", "released code", f"this run ({job.preset})", "where")
     columns = zip(heads, *resolve.table(job.cfg, job.published))
     heads, *rows = zip(*(column for column in columns if {*column[1:]} != {"not given"}))
-    shown.table(heads, rows)
+    shown.table(heads, rows, fold=f"Settings of this run (preset {job.preset})")
