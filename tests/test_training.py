@@ -102,7 +102,7 @@ def folders(root):
 
 
 @contextlib.contextmanager
-def refused(kind, match="", names=""):
+def refused(kind, match=None, names=""):
     """Within: an error of this kind, in one line that names a file."""
     with pytest.raises(kind, match=match) as error:
         yield error
