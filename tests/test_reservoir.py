@@ -107,7 +107,7 @@ def chained(run, iterations, stored="float32"):
     reservoir = Reservoir(noise, rng, capacity=40, restart=0.1, stored=stored, low=-3.0, high=3.0)
     net.requires_grad_()
 
-    def step(x):
+    def step(x, done):
         x_neg, _ = langevin(net, reservoir.draw(len(x), rng), ula(0.05, 3), rng=rng)
         reservoir.push(x_neg, rng)
         return contrastive(net(x), net(x_neg), l2=0.1)
