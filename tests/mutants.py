@@ -43,8 +43,8 @@ TABLES = [
         ("evaluating restores train mode for all", "m.training = mode", "m.training = True"),
     ]),
     ("core.py", "test_engine.py", [
-        ("a graph goes through the engine", "if create_graph else _way(energy, x)",
-         "if create_graph and _way is by_autograd else _way(energy, x)",
+        ("a graph goes through the engine", "if create_graph else way(energy, x)",
+         "if create_graph and way is by_autograd else way(energy, x)",
          "a_graph_that_is_kept_never_goes_through_the_engine"),
     ]),
     ("samplers.py", "test_samplers.py", [
@@ -60,8 +60,8 @@ TABLES = [
         ("a differentiable step is detached", "return x if graph else x.detach()", "return x.detach()"),
         ("MALA without its reverse term", "+ forward - backward", "+ forward"),
         ("MALA's reverse drift with the old gradient", "x - proposal + eps * new_grad", "x - proposal + eps * grad"),
-        ("MALA keeps the old gradient", "(accept, (proposal, new_value, new_grad), (x",
-         "(accept, (proposal, new_value, grad), (x"),
+        ("MALA keeps the old gradient", "return (proposal, new_value, new_grad), value",
+         "return (proposal, new_value, grad), value"),
         ("NaN is accepted", "nan=-math.inf, posinf", "nan=0.0, posinf"),
         ("the decision is turned round", "uniform.log() < log_ratio", "uniform.log() > log_ratio"),
         ("leapfrog without its first kick", "    p = p - 0.5 * eps * grad\n", ""),
@@ -72,15 +72,16 @@ TABLES = [
         ("tune never shortens its stride", "factor = factor**0.5 if before", "factor = factor if before"),
         ("one step less keeps its graph", "k >= n - kept", "k > n - kept"),
         ("True is one step", "n if differentiable is True else", "1 if differentiable is True else"),
-        ("jumps forget their proposal's density", "_accept(here - there, rng)", "_accept(value - new_value, rng)",
-         "independence_is_exact_and_forgets_its_start"),
+        ("jumps forget their proposal's density", "(proposal, new_value), here - there",
+         "(proposal, new_value), value - new_value", "independence_is_exact_and_forgets_its_start"),
         ("mirrored at twice the distance", "% (4 * box)", "% (2 * box)"),
     ]),
-    ("samplers.py", "test_applications.py", [
+    ("samplers.py", "test_interpolation.py", [
         ("given noise is spread", "given.shape != x.shape", "given.ndim != x.ndim"),
     ]),
     ("papers/recovery.py", "test_recovery.py", [
-        ("a cut is one beta early", "torch.tensor([-1, *edges]) + 1", "torch.tensor([0, *edges])"),
+        ("a cut is one beta early", "torch.tensor([-1, *(k * stride for k in range(T)), 999]) + 1",
+         "torch.tensor([0, *(k * stride for k in range(T)), 999])"),
         ("the stride is twice as long", "1000 // (2 * (T - 1))", "1000 // (T - 1)"),
         ("sigma of the level below", "else b2**0.5 * sigma[1:]", "else b2**0.5 * sigma[:-1]"),
         ("precision of the level below", "1 / sigma2[1:]", "1 / sigma2[:-1]"),
@@ -106,7 +107,7 @@ TABLES = [
         ("levels without their scale", "raw(y) / scale", "raw(y)"),
         ("by_level sums", "torch.where(count > 0, total / count", "torch.where(count > 0, total"),
     ]),
-    ("papers/recovery.py", "test_applications.py", [
+    ("papers/recovery.py", "test_interpolation.py", [
         ("the arc is half as long", "math.pi / 2)", "math.pi / 4)"),
         ("angles from one sum", "(x - y, x + y)", "(x - y, 2 * y)"),
         ("opposite ends pass", "math.nan, angle", "angle, angle"),
@@ -188,10 +189,10 @@ TABLES = [
         ("a push meets a place twice", "torch.randperm(len(self.x), generator=rng, device=self.x.device)[: len(x)]",
          "torch.randint(len(self.x), (len(x),), generator=rng)"),
         ("a push keeps its graph", "x = x.detach().float()", "x = x.float()"),
-        ("the state is not loaded", "        self.x.copy_(x)\n", ""),
+        ("the state is not loaded", '        self.x.copy_(state["x"])\n', ""),
     ]),
     ("nets/blocks.py", "test_nets.py", [
-        ("a steeper leaky ReLU", "F.leaky_relu(x, 0.2)", "F.leaky_relu(x, 0.02)"),
+        ("a steeper leaky ReLU", "negative_slope=0.2", "negative_slope=0.02"),
         ("a shallower frequency range", "(dim // 2 - 1)", "(dim // 2)"),
         ("the time is left out", "h = h + shift.reshape(", "h = h + 0 * shift.reshape("),
         ("no activation before the second layer", "self.second(self.act(h))", "self.second(h)"),
@@ -283,7 +284,7 @@ TABLES = [
          "eulers_log_determinant_is_that_of_the_full_jacobian"),
         ("the bound by the wrong norm", "ord=2", "ord=1",
          "the_bound_of_a_quadratic_is_exact_and_sets_the_inverses_rate"),
-        ("Hutchinson forgets its second probe", "flat_sum(v * hv)", "flat_sum(v.abs() * hv)",
+        ("Hutchinson forgets its second probe", "flat_sum(v * product(v)[0])", "flat_sum(v.abs() * product(v)[0])",
          "hutchinsons_estimate_is_unbiased"),
     ]),
     ("papers/coarse_to_fine.py", "test_coarse_to_fine.py", [
@@ -306,7 +307,7 @@ TABLES = [
         ("a stage starts anew", "upsample(x) if s else x",
          "uniform(upsample(x).shape, None, x.device).to(x) if s else x",
          "a_stage_starts_at_the_ends_of_the_one_before"),
-        ("a chain's variance loses its square", "(1 - a * precision) ** 2 * begin", "(1 - a * precision) * begin",
+        ("a chain's variance loses its square", "(1 - a * w) ** 2 * v", "(1 - a * w) * v",
          "the_short_run_curvature_against_brent_and_a_chain"),
     ]),
     ("nets/growing.py", "test_nets.py", [
@@ -317,7 +318,7 @@ TABLES = [
          "growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6"),
         ("growing shares the trunk", "fine = copy.deepcopy(self)", "fine = copy.copy(self)",
          "growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6"),
-        ("growing keeps FromRGB", "        fine.from_rgb = FromRGB(self.channels, outer, *self.options)\n", "",
+        ("growing keeps FromRGB", "        fine.from_rgb = from_rgb(self.channels, outer, *self.options)\n", "",
          "growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6"),
         ("growing forgets to thaw", ".train().requires_grad_(True)", ".train()",
          "growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6"),
@@ -346,7 +347,7 @@ TABLES = [
     ("run/parallel.py", "test_parallel.py", [
         ("gradients are summed", "(flat / size())", "flat", "the_mean_gradient_is_that_of_the_joined_batch",
          "processes_draw_their_own_rows_and_hold_the_same_weights"),
-        ("all processes draw the same", "if rank() > 0:\n        seeds", "if rank() > size():\n        seeds",
+        ("all processes draw the same", "if rank() > 0:\n        own", "if rank() > size():\n        own",
          "the_mean_gradient_is_that_of_the_joined_batch", "processes_draw_their_own_rows_and_hold_the_same_weights"),
     ]),
     ("metrics/images.py", "test_metrics.py", [
@@ -361,8 +362,6 @@ TABLES = [
          "a_reference_to_anything_else_never_hits"),
         ("a reference forgets the batch", "[net.name, batch, ", "[net.name, ",
          "a_reference_to_anything_else_never_hits"),
-        ("a reference trusts a file's name", 'meta.get("key") != key or not', "not",
-         "a_damaged_or_foreign_reference_is_computed_anew"),
     ]),
     ("metrics/planar.py", "test_metrics_planar.py", [
         ("cold for hot", "-model.values.flatten() / temperature", "-model.values.flatten() * temperature",
@@ -382,7 +381,7 @@ TABLES = [
         ("a run writes after another has gone on with it",
          'if self._lock is None or _read(self._folder).get("opened") != self._info["opened"]:',
          "if self._lock is None:", "a_run_that_was_let_go_writes_nothing_once_another_has_gone_on_with_it"),
-        ("stages after one that ran again stay", "shutil.rmtree(self._folder / old, ignore_errors=True)", "pass",
+        ("stages after one that ran again stay", "shutil.rmtree(self._folder / later, ignore_errors=True)", "pass",
          "a_stage_whose_folder_was_deleted_runs_again_and_so_do_those_after_it"),
         ("a stored stage leaves the generators as they were", "parallel.set_random_state(objects, self.generators)",
          "pass", "an_interrupted_run_of_stages_goes_on_bit_for_bit"),
