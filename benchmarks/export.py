@@ -3,9 +3,9 @@
     python benchmarks/export.py RUN_FOLDER NAME
 
 RUN_FOLDER is the `run_dir` of a long run. Writes data/checkpoints/NAME.safetensors, the EMA weights as bfloat16, or as
-they are where the net is small, and NAME_record.safetensors where the run kept a record. A run of
-self_adversarial_images has three trainings in its file; so has what is written, and that notebook's `checkpoint` takes
-it.
+they are where the net is small, and NAME_record.safetensors where the run kept a record. Where the run has checkpoints
+in its stages alone, the newest of these counts. A run of self_adversarial_images has one file of its three trainings
+beside its stages; so has what is written, and that notebook's `checkpoint` takes it.
 """
 
 import argparse
@@ -29,14 +29,12 @@ def bundle(run_folder: Path, name: str, folder: Path = DATA / "checkpoints", **a
 
     Returns the file and the run's key.
     """
-    found = sorted(run_folder.glob("step-*.safetensors"))
-    if not found:
-        raise SystemExit(f"{run_folder} holds no checkpoint step-*.safetensors")
-    objects, meta = checkpoint.load(found[-1])
+    newest = _newest(run_folder)
+    objects, meta = checkpoint.load(newest)
     if "filters" in meta["key"]["net"]:
         return _bundle_trainings(objects, meta, folder / f"{name}.safetensors", about), meta["key"]
     net = TimeWideResNet(**meta["key"]["net"])
-    checkpoint.load_module(found[-1], net, ema=True)
+    checkpoint.load_module(newest, net, ema=True)
     about |= {"key": meta["key"], "iteration": meta["iteration"]}
     record, path = run_folder / "record.safetensors", folder / f"{name}.safetensors"
     if record.exists():
@@ -46,6 +44,15 @@ def bundle(run_folder: Path, name: str, folder: Path = DATA / "checkpoints", **a
         print(f"wrote {name}_record.safetensors")
     checkpoint.save_weights(path, net, about, None if parameter_count(net) < SMALL else torch.bfloat16)
     return _within_limit(path), meta["key"]
+
+
+def _newest(run_folder: Path) -> Path:
+    """The newest checkpoint of a run, or of its stages where it has none of its own; SystemExit if there is none."""
+    own = sorted(run_folder.glob("step-*.safetensors"))
+    of_stages = sorted(run_folder.glob("*/step-*.safetensors"), key=lambda path: path.stat().st_mtime)
+    if found := own or of_stages:
+        return found[-1]
+    raise SystemExit(f"{run_folder} holds no checkpoint step-*.safetensors")
 
 
 def _bundle_trainings(trainings: dict[str, dict], meta: dict, path: Path, about: dict[str, Any]) -> Path:

@@ -60,13 +60,13 @@ def test_without_an_energy_the_product_is_the_autoencoder():
     torch.nn.init.zeros_(energy.layers[-1].weight)
     kept = {"nets": [vae.state_dict(), energy.state_dict()], "pool": torch.empty(0)}
     space["finished"] = {"VAEBM on two-moons": kept}
-    log_p, E, samples = space["load"]("VAEBM", "two-moons")
+    model, samples = space["load"]("VAEBM", "two-moons")
     x, factor = density.sample(500, torch.Generator().manual_seed(1)), cfg.span / density.box
     exact = latent.iwae(vae.encode, vae.decode, factor * x, 2000) + 2 * math.log(factor)
-    gap = log_p(x) - exact
+    gap = model.log_prob(x) - exact
     assert abs(float(gap.mean())) < 0.05  # the mass beyond the square, the interpolation, the noise of two estimates
     assert float(gap.std()) < 0.1
-    assert E.shape == (cfg.cells**2,)
+    assert model.values.shape == (cfg.cells, cfg.cells)
     # All jumps are accepted, so the chains' ends are draws of the autoencoder: two means of its law agree.
     drawn = vae.sample(20_000, torch.Generator().manual_seed(2)) / factor
     z = (samples.mean(0) - drawn.mean(0)) / (drawn.std(0) * (1 / len(samples) + 1 / len(drawn)) ** 0.5)

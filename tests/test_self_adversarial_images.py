@@ -31,7 +31,7 @@ def test_the_three_losses_differ_by_the_noise_and_the_generator_term():
     space["latent"] = lambda n, rng: torch.randn(n, 1, 16, 16, generator=rng, dtype=torch.float64)
 
     def of(kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        loss, _ = space["loss_of"](net, space[kind], torch.Generator().manual_seed(4), x)
+        loss, _ = space["step_of"](net, space[kind], torch.Generator().manual_seed(4))(x, 0.0)
         return loss.detach(), torch.autograd.grad(loss, list(net.parameters()))
 
     # By hand: gradient descent from the same start, as a function of the weights.

@@ -132,6 +132,7 @@ class DRLLongRun(Settings):
 
     notebook = "drl_long_run"
     presets = ("smoke", "quick", "cpu", "gpu", "paper")
+    opens_run = False
     kind = "images"
     data = "cifar10"
     published = TABLE_5  # the paper's for T6: its T1k is on CIFAR-10 alone
@@ -145,7 +146,7 @@ class DRLLongRun(Settings):
     check_chains: int = value(4000, "of the check on a Gaussian", smoke=300, quick=1000, cpu=2000, low=100)
     size: int = value(32, "Table 4", both=32, small=8, low=8)
     width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4)
-    multipliers: Ints = value((1, 2, 2, 2), "Table 4", both=(1, 2, 2, 2), small=(1, 2))
+    multipliers: Ints = value((1, 2, 2, 2), "Table 4", both=(1, 2, 2, 2), small=(1, 2), smoke=(1,))
     blocks: int = value(5, "Table 5; README", text=5, code=8, small=1, gpu=2, low=1)
     head: str = value("time", "Table 4", text="dense", code="time", allowed=HEADS)
     spectral: bool = value(True, "Appendix B", both=True, small=False)

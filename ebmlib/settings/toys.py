@@ -132,7 +132,7 @@ class MethodsToy(Settings):
     train_tol: float = value(1e-3, "flows: and while training", above=0)
     ode_passes: int = value(22, "flows: a guess of the solver's evaluations, for the budget", low=1)
     tests: int = value(10_000, "held-out data", smoke=200, quick=2000, low=100)
-    cells: int = value(400, "of the quadrature, per side", smoke=60, quick=200, low=20)
+    cells: int = value(400, "of the quadrature, per side", smoke=150, quick=200, low=20)
     pixels: int = value(100, "per side of a density's picture", smoke=20, quick=90, low=8)
 
     def true_name(self, dataset: str | None) -> str:
