@@ -73,8 +73,7 @@ TABLES = [
         ("one step less keeps its graph", "k >= n - kept", "k > n - kept"),
         ("True is one step", "n if differentiable is True else", "1 if differentiable is True else"),
         ("jumps forget their proposal's density", "(proposal, new_value), here - there",
-         "(proposal, new_value), value - new_value",
-         "independence_is_exact_and_forgets_its_start"),
+         "(proposal, new_value), value - new_value", "independence_is_exact_and_forgets_its_start"),
         ("mirrored at twice the distance", "% (4 * box)", "% (2 * box)"),
     ]),
     ("samplers.py", "test_interpolation.py", [
