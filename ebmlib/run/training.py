@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -237,24 +238,26 @@ class _Training(contextlib.AbstractContextManager):
 
 
 @contextlib.contextmanager
-def _rates(optimizer: Any, warmup: int, cosine: bool, iterations: int) -> Iterator[Callable[[int], None]]:
-    """Within: a function that sets the rates of iteration i = 1, 2, ..: times min(1, i / warmup) and a half cosine.
+def _rates(optimizer: Any, warmup: int, cosine: bool, iterations: int) -> Iterator[LambdaLR | None]:
+    """Within: a scheduler that multiplies the rates of iteration i = 1, 2, .. by min(1, i / warmup) and a half cosine.
 
     With neither, rates are left alone: a scheduler that `step` calls and `state` holds may set them.
     """
-    before = [group["lr"] for group in optimizer.param_groups] if warmup or cosine else []
 
-    def set_rates(i: int) -> None:
-        factor = min(1.0, i / warmup) if warmup else 1.0
-        factor *= 0.5 * (1 + math.cos(math.pi * (i - 1) / iterations)) if cosine else 1.0
-        for group, rate in zip(optimizer.param_groups, before):
-            group["lr"] = rate * factor
+    def factor(behind: int) -> float:
+        rise = min(1.0, (behind + 1) / warmup) if warmup else 1.0
+        return rise * 0.5 * (1 + math.cos(math.pi * behind / iterations)) if cosine else rise
 
+    if not warmup and not cosine:
+        yield None
+        return
+    scheduler = LambdaLR(optimizer, factor)
     try:
-        yield set_rates
+        yield scheduler
     finally:
-        for group, rate in zip(optimizer.param_groups, before):
+        for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
             group["lr"] = rate
+            del group["initial_lr"]  # another training may begin from another rate
 
 
 @contextlib.contextmanager
@@ -304,14 +307,17 @@ def fit(
     """
     training = _Training(net, ema, optimizer, batches, generators, state, run)
     watch, pause = Watch(bound, log_every, training.history), 0.5 if os.isatty(2) else 5.0
-    with training, _rates(optimizer, warmup, cosine, iterations) as set_rates, _deterministic(deterministic):
+    with training, _rates(optimizer, warmup, cosine, iterations) as rates, _deterministic(deterministic):
         start, silent = training.resume(), not progress or parallel.rank() > 0
+        if rates:
+            rates.last_epoch = start
         bar = tqdm(total=iterations, initial=start, disable=silent, desc=desc, leave=False, mininterval=pause)
         with _interrupts() as asked, bar, parallel.own_random_numbers(training.generators):
             for i in range(start + 1, iterations + 1):
-                set_rates(i)
                 began = time.process_time()
                 loss, stats = training.advance(step, i, (i - 1) / iterations, clip_norm)
+                if rates:
+                    rates.step()
                 watch.add(i, loss, {**stats, "cpu_seconds": time.process_time() - began} if clock else stats)
                 stop = any(parallel.gathered(bool(asked)))
                 due = stop or i == iterations or (run is not None and i % save_every == 0)
