@@ -37,7 +37,7 @@ def laplacian(
 def hessian(energy: Energy, x: Tensor) -> Tensor:
     """Hessian of E at each sample, (B, *S) -> (B, d, d) with d the number of coordinates; detached."""
     one = lambda point: energy(point.reshape(1, *x.shape[1:]))[0]
-    return torch.func.vmap(torch.func.hessian(one))(x.flatten(1)).detach()
+    return torch.func.vmap(torch.func.jacrev(torch.func.grad(one)))(x.flatten(1)).detach()
 
 
 def _solve(velocity: Callable[[Tensor], Tensor], state: Tensor, t_end: float, tol: float) -> Tensor:
