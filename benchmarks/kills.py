@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # what a first optimizer imports, seconds long: once, before the forks
+from safetensors import safe_open
 
 from ebmlib.core import evaluating
 from ebmlib.nets.mlp import MLP
@@ -77,11 +78,12 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def fingerprint(folder: Path) -> tuple[bytes, bytes]:
-    """The last checkpoint and the log, all but the seconds."""
+def fingerprint(folder: Path) -> tuple[str, bytes]:
+    """The SHA-256 of the last checkpoint without its seconds, and the log."""
     objects, meta = checkpoint.load(sorted(folder.glob("step-*.safetensors"))[-1])
     timeless = checkpoint.save(folder / "timeless.safetensors", objects, {"iteration": meta["iteration"]})
-    return timeless.read_bytes(), (folder / "log.csv").read_bytes()
+    with safe_open(timeless, "pt") as file:
+        return file.metadata()["sha256"], (folder / "log.csv").read_bytes()
 
 
 def moment(folder: Path) -> str:
