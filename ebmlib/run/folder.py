@@ -69,7 +69,11 @@ class Run(contextlib.AbstractContextManager):
         stage._info["stages"] = _read(stage._folder).get("stages", [])
         about = {"stage": name, "hash": self.hash}
         if not done:
-            result = compute(stage)
+            try:
+                result = compute(stage)
+            except BaseException:
+                self.close()  # the same process may resume it
+                raise
             stored = lambda: {"result": result, **parallel.random_state(self.generators)}
             parallel.once(lambda: save(stage.create() / RESULT, stored(), {**about, "key": self.key}))
         objects = parallel.once(lambda: _result(stage._folder, about))  # the same, whether new or of an earlier process
