@@ -411,6 +411,18 @@ def test_a_stage_whose_folder_was_deleted_runs_again_and_so_do_those_after_it(tm
     assert staged_from(tmp_path / "run", resume=True)[1] == list(STAGES)
 
 
+def test_a_stage_interrupted_before_its_training_can_be_resumed_in_the_same_process(tmp_path):
+    def interrupted(stage):
+        raise KeyboardInterrupt
+
+    run = open_run("n", KEY, tmp_path / "run")  # it stays open, as in a notebook's kernel
+    with pytest.raises(KeyboardInterrupt):
+        run.once("a", interrupted)
+    again = open_run("n", KEY, tmp_path / "run", resume=True)
+    assert again.once("a", lambda stage: 1) == 1
+    again.close()
+
+
 def test_stages_that_cannot_be_told_apart_or_are_damaged_are_refused(tmp_path):
     value = lambda: {"x": torch.ones(3, dtype=torch.bfloat16), "list": [1, None, "a"]}
     with open_run("n", KEY, tmp_path / "run") as run:
