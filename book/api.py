@@ -23,6 +23,16 @@ def substitutions(project: Project) -> dict[str, str]:
     return {f"api_{module.replace('.', '_')}": section(project, module) for module in modules(project)}
 
 
+def by_room(project: Project, text: str) -> str:
+    """The page's text with a heading and {{ api_... }} for each module of a room in place of {{ api_room_papers }}."""
+
+    def sections(room: re.Match) -> str:
+        found = [module for module in modules(project) if module.startswith(f"{room[1]}.")]
+        return "\n\n".join(f"### {project.package}.{m}\n\n{{{{ api_{m.replace('.', '_')} }}}}" for m in found)
+
+    return re.sub(r"\{\{ api_room_(\w+) \}\}", sections, text)
+
+
 def modules(project: Project) -> list[str]:
     """The package's modules, as `nets.energies`."""
     folder = project.root / project.package

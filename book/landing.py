@@ -1,4 +1,4 @@
-"""The first page's screen: a playground that moves, and the five papers with a picture and a number each.
+"""The first page's screen: a playground that moves, and the papers with a picture and a number each.
 
 What a card shows is the table `card` in the paper's file of `book/papers`. A figure or row that is not there is left
 out, and at preset quick it is an error.
@@ -24,7 +24,7 @@ def substitutions(papers: list[dict], outcomes: list[Outcome], rows: Rows, asset
     items = "".join(_item(paper["title"], paper["card"], outcomes, rows, assets) for paper in papers if "card" in paper)
     page = (
         f'<div class="ebm-landing"><div class="ebm-hero">{moving}</div>'
-        f'<ol class="ebm-cards" aria-label="The five papers">{items}</ol></div>'
+        f'<ol class="ebm-cards" aria-label="The papers">{items}</ol></div>'
     )
     return {"landing": f"```{{raw}} html\n{page}\n```"}
 

@@ -18,6 +18,8 @@ from ebmlib.page import playground, results
 
 # Beside the package, for literalinclude: pages show the tested code itself. And pages are built again after a change.
 SOURCES = ("tests", "benchmarks", "book")
+# What the bar of a folded cell says; papermill prints the parameters twice.
+PROMPTS = {"parameters": "parameters and their defaults", "injected-parameters": "what this page sets"}
 NOT_PAGES = shutil.ignore_patterns("*.py", "*.pyc", "*.toml", "__pycache__", ".*")
 
 
@@ -42,6 +44,8 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
             (notebooks / f"{name}.ipynb").write_text(text + "\n", encoding="utf-8")
     (assets / "langevin-static.js").write_text(playground.static_script(), encoding="utf-8")
     config = configured(yaml.safe_load((project.root / "_config.yml").read_text()), os.environ.get("BOOK_REPOSITORY"))
+    for names in (folder / "book").glob("api.md"):
+        names.write_text(api.by_room(project, names.read_text(encoding="utf-8")), encoding="utf-8")
     filled_in = committed_numbers(project) | api.substitutions(project) | {"recipes": recipes.table()}
     if (project.root / "book" / "papers").is_dir():
         (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
@@ -146,6 +150,9 @@ def notebook_page(outcome: Outcome, first: str = "") -> dict:
         cell["metadata"].pop("execution", None)  # times: the page follows from the contents alone
         if "injected-parameters" in tags(cell):
             cell["metadata"]["tags"] = [*tags(cell), "hide-input"]
+        for what in PROMPTS.keys() & set(tags(cell)):
+            prompts = {f"code_prompt_{way.lower()}": f"{way} {PROMPTS[what]}" for way in ("Show", "Hide")}
+            cell["metadata"]["mystnb"] = cell["metadata"].get("mystnb", {}) | prompts
     notebook["metadata"].pop("papermill", None)
     if first or outcome.error is not None:
         _open(notebook, outcome, first)

@@ -76,10 +76,9 @@ def page(project: Project, rows: Rows) -> str:
     lines = [
         "# The papers' tables",
         "",
-        "Every row of the tables of results in the five papers, and the results that stand in their prose alone; of "
-        "improved contrastive divergence we have the supplement, not the paper itself. Beside each row: what we "
-        "measured, at which preset, with one standard error where there is one; why the paper's own setting was not "
-        "run, or in what ours differs; and the command that runs it, or, where no notebook can, the one that makes "
+        "Every row of the tables of results in the papers, and the results that are in their prose alone. Beside each "
+        "row: what we measured, at which preset, with one standard error where there is one; why the paper's "
+        "own setting was not run, or in what ours differs; and the command that runs it, or, where no notebook can, the one that makes "
         "our row. No number of ours is typed by hand. "
         "Rows of other works that a paper compares itself with are folded: they are the paper's to vouch for. "
         "Everything that we measured, with protocol, seeds and hardware, stands under {doc}`results`.",

@@ -15,24 +15,24 @@ from ebmlib.targets import densities
 
 SMOOTH = {
     "gaussian": densities.gaussian(0.7, (1.0, -2.0)),
-    "25-gaussians": densities.gaussian_grid(),
-    "9-gaussians": densities.gaussian_grid(3, 1.0, 0.16),
-    "4-gaussians": densities.gaussian_grid(2, 1.5, 0.6),
-    "swiss-roll": densities.swiss_roll(),
-    "wide-roll": densities.swiss_roll(noise=1.5, scale=0.2),
-    "thin-roll": densities.swiss_roll(noise=0.3),
-    "checkerboard": densities.checkerboard(),
-    "soft-board": densities.checkerboard(edge=0.6, half=1.0, cells=3),
-    "two-moons": densities.two_moons(),
-    "wide-moons": densities.two_moons(noise=0.4, scale=2.0),
-    "rings": densities.rings(),
-    "one-ring": densities.rings(noise=0.6, radii=(0.8,)),
-    "pinwheel": densities.pinwheel(noise=0.2),
-    "three-arms": densities.pinwheel(noise=0.3, scale=1.0, arms=3, radial=0.15, rate=0.6),
-    "funnel": densities.funnel(),
-    "blurred-funnel": densities.funnel(spread=1.2).blurred(0.3),
+    "25-gaussians": densities.GaussianGrid(),
+    "9-gaussians": densities.GaussianGrid(3, 1.0, 0.16),
+    "4-gaussians": densities.GaussianGrid(2, 1.5, 0.6),
+    "swiss-roll": densities.SwissRoll(),
+    "wide-roll": densities.SwissRoll(noise=1.5, scale=0.2),
+    "thin-roll": densities.SwissRoll(noise=0.3),
+    "checkerboard": densities.Checkerboard(),
+    "soft-board": densities.Checkerboard(edge=0.6, half=1.0, cells=3),
+    "two-moons": densities.TwoMoons(),
+    "wide-moons": densities.TwoMoons(noise=0.4, scale=2.0),
+    "rings": densities.Rings(),
+    "one-ring": densities.Rings(noise=0.6, radii=(0.8,)),
+    "pinwheel": densities.Pinwheel(noise=0.2),
+    "three-arms": densities.Pinwheel(noise=0.3, scale=1.0, arms=3, radial=0.15, rate=0.6),
+    "funnel": densities.Funnel(),
+    "blurred-funnel": densities.Funnel(spread=1.2).blurred(0.3),
 }
-HARD = {"hard-board": densities.checkerboard(edge=0.0), "hard-3x3": densities.checkerboard(edge=0.0, cells=3)}
+HARD = {"hard-board": densities.Checkerboard(edge=0.0), "hard-3x3": densities.Checkerboard(edge=0.0, cells=3)}
 smooth = pytest.mark.parametrize("density", SMOOTH.values(), ids=SMOOTH.keys())
 every = pytest.mark.parametrize("density", [*SMOOTH.values(), *HARD.values()], ids=[*SMOOTH, *HARD])
 
@@ -141,11 +141,11 @@ def test_mean_log_likelihood_is_the_stated_truth(name):
 def test_mean_log_prob_against_closed_forms():
     mean_log_prob = densities.mean_log_prob
     exact = separated_modes_mean_log_prob(25, 0.08388)
-    assert mean_log_prob(densities.gaussian_grid()) == pytest.approx(exact, abs=1e-5)
+    assert mean_log_prob(densities.GaussianGrid()) == pytest.approx(exact, abs=1e-5)
     # The box of a Gaussian leaves out 4e-7 of the mass, where -log p is near 16.
     assert mean_log_prob(densities.gaussian(0.7)) == pytest.approx(separated_modes_mean_log_prob(1, 0.7), abs=1e-5)
-    assert mean_log_prob(densities.checkerboard(edge=0)) == pytest.approx(-math.log(8), abs=1e-9)
-    assert mean_log_prob(densities.checkerboard(edge=0, cells=3)) == pytest.approx(-math.log(5 * 16 / 9), abs=1e-9)
+    assert mean_log_prob(densities.Checkerboard(edge=0)) == pytest.approx(-math.log(8), abs=1e-9)
+    assert mean_log_prob(densities.Checkerboard(edge=0, cells=3)) == pytest.approx(-math.log(5 * 16 / 9), abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "25-gaussians", "9-gaussians", "4-gaussians"])
@@ -210,7 +210,7 @@ def test_curves_against_adaptive_quadrature(name):
 
 
 def test_the_playgrounds_mixture_of_rings_is_the_density():
-    density = densities.rings(0.2, (0.5, 2.0))
+    density = densities.Rings(0.2, (0.5, 2.0))
     mean, log_weight = density.nodes(torch.float64, torch.device("cpu"))
     x = spread(density, 200, seed=13)
     log_p = Independent(Normal(mean.T, torch.full_like(mean.T, 0.2)), 1).log_prob(x[:, None]) + log_weight
@@ -218,13 +218,13 @@ def test_the_playgrounds_mixture_of_rings_is_the_density():
 
 
 def test_rings_have_no_pull_at_their_center():
-    density = densities.rings(0.2, (0.5, 2.0))
+    density = densities.Rings(0.2, (0.5, 2.0))
     (gradient,) = torch.autograd.grad(density.energy(x := torch.zeros(1, 2, requires_grad=True)).sum(), x)
     assert gradient.abs().max() == 0
 
 
 def test_funnel_against_its_two_normals():
-    density = densities.funnel(spread=1.3, width=0.4)
+    density = densities.Funnel(spread=1.3, width=0.4)
     x = spread(density, 400, seed=14)
     zero, spread_2 = x.new_zeros(()), x.new_tensor(1.3)
     truth = Normal(zero, spread_2).log_prob(x[:, 1]) + Normal(zero, 0.4 * (x[:, 1] / 2).exp()).log_prob(x[:, 0])
@@ -232,12 +232,12 @@ def test_funnel_against_its_two_normals():
     # -E[log p] = log(2 pi e spread width): the mean of log of e^(x_2 / 2) is 0.
     truth = -math.log(2 * math.pi * math.e * 0.7 * 0.5)
     # The box leaves out 4e-7 of the mass, where -log p is near 16.
-    assert densities.mean_log_prob(densities.funnel(0.7, 0.5)) == pytest.approx(truth, abs=1e-5)
+    assert densities.mean_log_prob(densities.Funnel(0.7, 0.5)) == pytest.approx(truth, abs=1e-5)
 
 
 @pytest.mark.parametrize("blur", [0.05, 0.5, 3.0])
 def test_blurred_funnel_against_a_sum_over_its_sharp_height(blur):
-    density = densities.funnel(spread=1.3, width=0.4).blurred(blur)
+    density = densities.Funnel(spread=1.3, width=0.4).blurred(blur)
     x = spread(density, 60, seed=15, reach=0.7)
     v = torch.linspace(-15, 18, 20_001, dtype=torch.float64)  # the trapezoidal rule is exact here
     zero, noise = v.new_zeros(()), v.new_tensor(blur)
@@ -251,14 +251,14 @@ def test_blurred_funnel_against_a_sum_over_its_sharp_height(blur):
 
 @pytest.mark.parametrize(("edge", "half", "cells"), [(0.05, 2.0, 4), (0.2, 1.0, 3), (0.6, 1.0, 2), (0.01, 4.0, 8)])
 def test_checkerboard_against_its_squares(edge, half, cells):
-    density = densities.checkerboard(edge, half, cells)
+    density = densities.Checkerboard(edge, half, cells)
     x = spread(density, 400, seed=6, reach=4.0)
     truth = checkerboard_log_prob(x.numpy(), edge, half, cells)
     np.testing.assert_allclose(density.log_prob(x), truth, rtol=1e-9, atol=1e-9)
 
 
 def test_checkerboard_pulls_back_from_any_distance():
-    density = densities.checkerboard()
+    density = densities.Checkerboard()
     distance = torch.tensor([10.0, 100.0, 1e4, 1e6])
     # The squares of the top row with their right sides at 1 and those of the second row at 2: from the right, the
     # nearest filled side is at 2 (std .05), and the pull is (x - 2) / std^2.
@@ -271,7 +271,7 @@ def test_checkerboard_pulls_back_from_any_distance():
 
 
 def test_hard_board_is_flat_on_and_infinite_off():
-    density = densities.checkerboard(edge=0)
+    density = densities.Checkerboard(edge=0)
     x = torch.tensor([[-1.5, -1.5], [0.5, 0.5], [1.5, 1.9], [0.5, -0.5], [2.1, 1.5], [-3.0, 0.0]], requires_grad=True)
     log_p = density.log_prob(x)
     assert log_p.tolist() == pytest.approx([-math.log(8)] * 3 + [-math.inf] * 3)
@@ -281,7 +281,7 @@ def test_hard_board_is_flat_on_and_infinite_off():
 
 
 def test_a_sharper_edge_approaches_the_hard_board():
-    hard, sharp = densities.checkerboard(edge=0), densities.checkerboard(edge=1e-3)
+    hard, sharp = densities.Checkerboard(edge=0), densities.Checkerboard(edge=1e-3)
     x = hard.sample(2000, generator(7)).double()
     off_edge = (((x + 2) % 1 - 0.5).abs() < 0.49).all(1)
     torch.testing.assert_close(sharp.log_prob(x)[off_edge], hard.log_prob(x)[off_edge], rtol=0, atol=1e-9)
@@ -320,11 +320,11 @@ def test_names_lead_to_the_books_densities():
         (lambda: densities.by_name("moons"), r"unknown density 'moons'; known are 25-gaussians, .*funnel"),
         (lambda: densities.gaussian(std=0), "std must be a positive finite number, not 0"),
         (lambda: densities.gaussian(mean=1.0), "mean .* not 1.0"),
-        (lambda: densities.gaussian_grid(side=0), "side must be an integer of at least 1, not 0"),
-        (lambda: densities.swiss_roll(noise="much"), "noise .* not 'much'"),
-        (lambda: densities.checkerboard(edge=-0.1), "edge must be a non-negative finite number, not -0.1"),
-        (lambda: densities.rings(radii=(1.0, -1.0)), "radii .* not .1.0, -1.0."),
-        (lambda: densities.funnel(width=math.nan), "width .* not nan"),
+        (lambda: densities.GaussianGrid(side=0), "side must be an integer of at least 1, not 0"),
+        (lambda: densities.SwissRoll(noise="much"), "noise .* not 'much'"),
+        (lambda: densities.Checkerboard(edge=-0.1), "edge must be a non-negative finite number, not -0.1"),
+        (lambda: densities.Rings(radii=(1.0, -1.0)), "radii .* not .1.0, -1.0."),
+        (lambda: densities.Funnel(width=math.nan), "width .* not nan"),
         (lambda: densities.gaussian().sample(0), "number of samples .* not 0"),
         (lambda: densities.gaussian().log_prob(torch.zeros(2)), r"shape .B, 2., not torch.float32 of .2,."),
         (lambda: densities.gaussian().energy(torch.zeros(3, 2, dtype=torch.long)), "floating-point .* torch.int64"),

@@ -58,7 +58,7 @@ def test_divergence_is_that_of_the_partition_module(name):
 
 
 def test_a_hard_board_counts_no_cell_without_mass():
-    board = densities.checkerboard(edge=0.0)
+    board = densities.Checkerboard(edge=0.0)
     model = planar.normalized(lambda x: 0 * x[:, 0], board, 240)
     exact = math.log(36 / 8)  # 36 cells, 8 of them filled
     assert planar.divergences(board, model)[0] == pytest.approx(exact, abs=1e-9)
@@ -71,7 +71,7 @@ def test_mass_that_hides_outside_shows_in_the_larger_box():
 
 
 def test_cells_that_miss_the_target_are_refused():
-    grid = densities.gaussian_grid()
+    grid = densities.GaussianGrid()
     with pytest.raises(ValueError, match="60 x 60 cells are too few for 25-gaussians"):
         planar.divergences(grid, planar.normalized(grid.energy, grid, 60))
 
@@ -93,7 +93,7 @@ def test_the_judge_of_energies_and_of_exact_densities():
 
 
 def test_the_judge_of_samples_is_fair_to_exact_ones():
-    grid = densities.gaussian_grid()
+    grid = densities.GaussianGrid()
     held_out, x = grid.sample(3000, generator(1)), grid.sample(4000, generator(2))
     scores = {score.name: score for score in planar.judge(grid, grid.log_prob, held_out, x, pairs=2000)}
     found = scores["MMD^2 of samples"]
@@ -103,7 +103,7 @@ def test_the_judge_of_samples_is_fair_to_exact_ones():
     assert scores["modes covered"][1:] == (25, None, 4000, "of 25", "within 3 std")
     near = 1 - math.exp(-4.5)
     assert abs(scores["share of samples near a mode"].value - near) < 4 * math.sqrt(near * (1 - near) / 4000)
-    assert [score.name for score in planar.judge_samples(densities.two_moons(), x, held_out)] == ["MMD^2 of samples"]
+    assert [score.name for score in planar.judge_samples(densities.TwoMoons(), x, held_out)] == ["MMD^2 of samples"]
 
 
 def test_the_noise_floor_falls_as_one_over_n():
@@ -165,7 +165,7 @@ def test_mode_coverage_by_hand():
 
 
 def test_lost_modes_are_missed():
-    grid = densities.gaussian_grid()
+    grid = densities.GaussianGrid()
     lost = grid.sample(20_000, generator(2))
     lost = lost[lost[:, 0] < 1]  # the three left columns
     assert planar.mode_coverage(lost, grid.modes, grid.mode_std).modes == 15

@@ -220,7 +220,7 @@ def test_denoising_optimum_of_a_gaussian(sigma, device, rng):
 
 def test_denoising_is_least_at_the_blurred_law(device, rng):
     """On a mixture no parameter is a Gaussian's: the exact blurred energy beats the sharp one and one blurred more."""
-    target, sigma = densities.gaussian_grid(2, 1.2, 0.3), 0.4
+    target, sigma = densities.GaussianGrid(2, 1.2, 0.3), 0.4
     x = target.sample(20_000, rng(21)).double()
     laws = [target.blurred(std) for std in (0.0, sigma, 2 * sigma)]
     sharp, exact, blunt = (denoising_score_matching(law.energy, x, sigma, rng(22)).item() for law in laws)

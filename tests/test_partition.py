@@ -84,7 +84,7 @@ def test_kl_between_gaussians(mean, std, device):
 
 def test_kl_where_p_vanishes(device):
     """The hard board is uniform on 8 unit squares of [-2, 2]^2, so E[x^2] = 4 / 3 on each axis."""
-    board, q = densities.checkerboard(edge=0.0), densities.gaussian(1.5)
+    board, q = densities.Checkerboard(edge=0.0), densities.gaussian(1.5)
     truth = -math.log(8) + math.log(2 * math.pi * 1.5**2) + 2 * (4 / 3) / (2 * 1.5**2)
     assert float(kl(board.log_prob, q.log_prob, 4.0, 320, device)) == pytest.approx(truth, abs=1e-4)
     assert float(kl(board.log_prob, board.log_prob, 4.0, 320, device)) == pytest.approx(0, abs=1e-6)

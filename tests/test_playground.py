@@ -32,7 +32,7 @@ NAMED = ("25-gaussians", "9-gaussians", "swiss-roll", "checkerboard", "two-moons
 TARGETS = {
     **{name: densities.by_name(name) for name in (*NAMED, "funnel")},
     "gaussian": densities.gaussian(1.7, (0.3, -0.2)),
-    "odd-checkerboard": densities.checkerboard(edge=0.2, half=1.5, cells=3),
+    "odd-checkerboard": densities.Checkerboard(edge=0.2, half=1.5, cells=3),
     "blurred-funnel": densities.by_name("funnel").blurred(0.3),
 }
 
@@ -475,7 +475,7 @@ def test_the_funnel_starts_where_its_default_step_holds():
     ("arguments", "message"),
     [
         ({"energy": "moons"}, "moons"),
-        ({"energy": densities.checkerboard(edge=0)}, "no energy with a gradient"),
+        ({"energy": densities.Checkerboard(edge=0)}, "no energy with a gradient"),
         ({"start": "data", "energy": TABLE}, "start 'data' needs data="),
         ({"start": "moon"}, "start must be one of uniform, center, gaussian, data"),
         ({"data": torch.zeros(3)}, "finite points of shape"),

@@ -209,10 +209,6 @@ def gaussian(std: float = 1.0, mean: tuple[float, float] = (0.0, 0.0)) -> Gaussi
     return GaussianGrid(1, 1.0, std, mean)
 
 
-gaussian_grid, swiss_roll, checkerboard = GaussianGrid, SwissRoll, Checkerboard
-two_moons, rings, pinwheel, funnel = TwoMoons, Rings, Pinwheel, Funnel
-
-
 def by_name(name: str) -> Density:
     """The book's targets: 25-gaussians, 9-gaussians, swiss-roll, checkerboard, two-moons, rings, pinwheel, funnel."""
     makers = {kind.name: kind for kind in (SwissRoll, Checkerboard, TwoMoons, Rings, Pinwheel, Funnel)}
