@@ -76,12 +76,12 @@ def page(project: Project, rows: Rows) -> str:
     lines = [
         "# The papers' tables",
         "",
-        "Every row of the tables of results in the papers, and the results that are in their prose alone. Beside each "
-        "row: what we measured, at which preset, with one standard error where there is one; why the paper's "
-        "own setting was not run, or in what ours differs; and the command that runs it, or, where no notebook can, the one that makes "
-        "our row. No number of ours is typed by hand. "
-        "Rows of other works that a paper compares itself with are folded: they are the paper's to vouch for. "
-        "Everything that we measured, with protocol, seeds and hardware, stands under {doc}`results`.",
+        "Every row of the papers' tables of results, and the results that are in their prose alone. Beside each row: "
+        "what we measured, at which preset, with one standard error where there is one; why the paper's own setting "
+        "was not run, or in what ours differs; and the command that runs it, or, where no notebook can, the one that "
+        "makes our row. No number of ours is typed by hand. Rows of other works that a paper compares itself with are "
+        "folded; we did not check them. Everything that we measured, with protocol, seeds and hardware, is listed "
+        "under {doc}`results`.",
         "",
     ]
     for paper in load(project.root / "book" / "papers"):
