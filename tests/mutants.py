@@ -318,7 +318,7 @@ TABLES = [
          "growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6"),
         ("growing shares the trunk", "fine = copy.deepcopy(self)", "fine = copy.copy(self)",
          "growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6"),
-        ("growing keeps FromRGB", "        fine.from_rgb = from_rgb(self.channels, outer, *self.options)\n", "",
+        ("growing keeps FromRGB", "        fine.from_rgb = _from_rgb(self.channels, outer, *self.options)\n", "",
          "growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6"),
         ("growing forgets to thaw", ".train().requires_grad_(True)", ".train()",
          "growing_keeps_every_trunk_parameter_bit_for_bit", "the_growing_net_is_table_6"),

@@ -14,12 +14,12 @@ def _conv(inner: int, outer: int, spectral: bool, padding: str, stride: int = 1)
     return maybe_spectral(nn.Conv2d(inner, outer, 3, stride, padding=1, padding_mode=padding), spectral)
 
 
-def from_rgb(channels: int, outer: int, *options) -> nn.Module:
+def _from_rgb(channels: int, outer: int, *options) -> nn.Module:
     """Image to features: swish of a 3x3 convolution, (B, channels, H, W) to (B, outer, H, W)."""
     return nn.Sequential(OrderedDict(conv=_conv(channels, outer, *options), swish=nn.SiLU()))
 
 
-def fade(inner: int, outer: int, *options) -> nn.Module:
+def _fade(inner: int, outer: int, *options) -> nn.Module:
     """What stands in for a new Primal while it is faded in: a 3x3 convolution and pooling (CF-EBM, section 3.2)."""
     return nn.Sequential(OrderedDict(conv=_conv(inner, outer, *options), pool=nn.AvgPool2d(2)))
 
@@ -59,7 +59,7 @@ class GrowingNet(nn.Module):
         self.options = (spectral, padding)
         self.beta = 1.0
         self.fade: nn.Module | None = None
-        self.from_rgb = from_rgb(channels, self.features(size), *self.options)
+        self.from_rgb = _from_rgb(channels, self.features(size), *self.options)
         self.primal = nn.ModuleDict()  # the key is the resolution that comes in
         for n in range(size.bit_length() - 3):
             self._add_primal(8 << n)
@@ -85,8 +85,8 @@ class GrowingNet(nn.Module):
         fine.size, fine.beta = 2 * self.size, 0.0
         fine._add_primal(fine.size)
         outer = self.features(fine.size)
-        fine.fade = fade(outer, self.features(self.size), *self.options)
-        fine.from_rgb = from_rgb(self.channels, outer, *self.options)
+        fine.fade = _fade(outer, self.features(self.size), *self.options)
+        fine.from_rgb = _from_rgb(self.channels, outer, *self.options)
         like = self.head.bias
         return fine.to(like.device, like.dtype).train().requires_grad_(True)
 

@@ -21,7 +21,7 @@ from ebmlib.page import shown
 MIME = "application/vnd.ebmlib.page.results+json"
 COMMITTED = Path(__file__).resolve().parents[2] / "data" / "results"  # the rows of long runs that come with the book
 ERROR_TAG = "papermill-error-cell-tag"  # of the cells that papermill puts into a failed notebook
-KINDS = {str: "a string", numbers.Integral: "an integer", numbers.Real: "a number"}
+_KINDS = {str: "a string", numbers.Integral: "an integer", numbers.Real: "a number"}
 LEAST = {"se": 0, "seconds": 0, "n": 1}  # the smallest value that a column may have
 
 
@@ -67,7 +67,7 @@ def _plain(what: str, key: str, value: Any) -> Any:
     is_text = default == "" or (key == "paper" and isinstance(value, str))
     kind = str if is_text else numbers.Integral if key in ("n", "seed") else numbers.Real
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{what} must be {KINDS[kind]}, got {value!r}.")
+        raise ValueError(f"{what} must be {_KINDS[kind]}, got {value!r}.")
     if kind is str:
         return value
     if not math.isfinite(value) or value < LEAST.get(key, -math.inf):

@@ -16,7 +16,7 @@ from ebmlib.settings.value import Settings
 COMMON = ("preset", "seed", "device", "dataset", "run_dir", "resume", "checkpoint")
 SEEDS = 2**32  # so that 1000 * seed + k stays an int64, and JavaScript and NumPy take the seed, too
 SHELL = ("In", "Out", "exit", "quit", "open", "get_ipython")  # what IPython itself puts among the globals
-KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", str | None: "a text or None"}
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", str | None: "a text or None"}
 
 
 def classes() -> dict[str, type[Settings]]:
@@ -119,7 +119,7 @@ def _typed(name: str, given: Any, kind: Any, low: Any = None, above: Any = None,
     if not good or (below is not None and not value < below):
         ends = {"of at least": low, "above": above, "below": below}
         bounds = " and ".join(f"{word} {end}" for word, end in ends.items() if end is not None)
-        allowed = f"{KINDS[kind]} {bounds}".rstrip() + ", or the text off" * optional
+        allowed = f"{_KINDS[kind]} {bounds}".rstrip() + ", or the text off" * optional
         raise ValueError(f"{name} = {given!r}: allowed is {allowed}")
     return value
 
