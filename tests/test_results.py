@@ -350,3 +350,12 @@ def test_the_commit_is_the_last_one_that_changed_more_than_numbers(tmp_path):
     assert results.git_commit(tmp_path) == f"{commit}-dirty"
     git("commit", "-q", "-a", "-m", "More")
     assert results.git_commit(tmp_path) != commit
+
+
+def test_rows_of_a_notebook_from_an_earlier_version_are_read(tmp_path):
+    row = {"name": "loss", "value": 1.5, "se": 0.25, "seed": 0}
+    output = {"output_type": "display_data", "metadata": {}, "data": {"application/vnd.ebmlib.results+json": [row]}}
+    cell = {"cell_type": "code", "source": "", "metadata": {}, "execution_count": 1, "outputs": [output]}
+    path = tmp_path / "old.ipynb"
+    path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    assert results.read(path) == [Row(**row)]

@@ -18,7 +18,7 @@ from typing import Any
 from ebmlib.files import atomic
 from ebmlib.page import shown
 
-MIME = "application/vnd.ebmlib.page.results+json"
+MIME = "application/vnd.ebmlib.results+json"
 COMMITTED = Path(__file__).resolve().parents[2] / "data" / "results"  # the rows of long runs that come with the book
 ERROR_TAG = "papermill-error-cell-tag"  # of the cells that papermill puts into a failed notebook
 _KINDS = {str: "a string", numbers.Integral: "an integer", numbers.Real: "a number"}
