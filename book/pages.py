@@ -121,7 +121,7 @@ def opening(outcome: Outcome, name: str | None, folder: Path, rows: papers.Rows)
     (folder / file).write_bytes(found[0])
     # Sphinx numbers what has a caption: an empty comment stands in its place, and the words are a legend.
     alt = json.dumps(found[1], ensure_ascii=False)
-    return f"```{{figure}} {file}\n:alt: {alt}\n\n%\n\nFrom {{numref}}`{name}`.\n```"
+    return f"```{{figure}} {file}\n:alt: {alt}\n:figclass: ebm-opening\n\n%\n\nFrom {{numref}}`{name}`.\n```"
 
 
 def headline(name: str, entry: dict, rows: papers.Rows) -> str:
