@@ -407,7 +407,8 @@ def test_a_killed_run_is_resumed_by_the_notebook(in_process, tmp_path: Path):
     deadline = time.monotonic() + 600
     while not list((killed / "run").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(int((killed / "run" / ".lock").read_text()), signal.SIGKILL)  # the kernel, which holds the lock
+    kernel = json.loads((killed / "run" / "run.json").read_text())["process"]
+    os.kill(kernel, signal.SIGKILL)
     process.kill()
     process.wait()
     assert json.loads((killed / "run" / "run.json").read_text())["finished"] is False
