@@ -69,7 +69,7 @@ class Playground(anywidget.AnyWidget):
     data = traitlets.Unicode(read_only=True).tag(sync=True)
     modes = traitlets.Dict(read_only=True).tag(sync=True)
     level = traitlets.Int(0).tag(sync=True)  # of the chain on noise levels; setting it walks there
-    count = traitlets.Int(0).tag(sync=True)  # steps done, told by the page
+    count = traitlets.Int(0).tag(sync=True)  # steps done, as the page reports them
     mean_energy = traitlets.Float(None, allow_none=True).tag(sync=True)  # None once diverged
     acceptance = traitlets.Float(None, allow_none=True).tag(sync=True)  # of MALA's last proposals
     histogram_distance = traitlets.Float(None, allow_none=True).tag(sync=True)  # total variation on 16 x 16 cells

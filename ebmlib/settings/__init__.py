@@ -1,1 +1,1 @@
-"""What each notebook can be told."""
+"""The parameters that each notebook takes, and their values at each preset."""

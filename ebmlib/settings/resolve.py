@@ -54,7 +54,7 @@ def common(cls: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolved(cls: type[Settings], given: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-    """The settings that these parameters stand for, and what the paper sets for their data set where it differs.
+    """The settings that these parameters give, and what the paper sets for their data set where it differs.
 
     given: common parameters and settings by name; a setting that is None is taken from the preset, and the text "off"
     switches one off that may be None. ValueError in one sentence for an unknown name or a wrong value.
