@@ -1,11 +1,13 @@
 """Runs the long rows that the book commits, one seed a process, into data/results/<name>.json, as plan.toml says.
 
     python benchmarks/results.py [--only drl_toy ml_toy] [--jobs 1]
+    python benchmarks/results.py --long [--minutes 150] [--runs ~/ebm-runs]      # the queue of runs of hours
     python benchmarks/results.py --gpu [--minutes 9] [--dry-run]      # or: make gpu ARGS="--minutes 9"
 
-A finished run is kept under build/results and not run again while nothing has changed that its rows follow from; an
-interrupted one goes on from its checkpoint. A file is written when every run of its notebook is there, and not at all
-where something has changed since they started. Several of these may run side by side, each with notebooks of its own.
+A finished run is kept under build/results, or in the folder that --runs or EBM_RUNS names, and not run again while
+nothing has changed that its rows follow from; an interrupted one goes on from its checkpoint. A file is written when
+every run of its notebook is there, and not at all where something has changed since they started. Several of these may
+run side by side, each with notebooks of its own; all give way to other work on the machine.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -36,10 +39,12 @@ from book import dependencies, runner
 from book.project import Project
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "build" / "results"
+OUT = Path(os.environ.get("EBM_RUNS") or ROOT / "build" / "results").expanduser().absolute()
 PLAN: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("plan.toml").read_text(encoding="utf-8"))
 GPU = [name for name, entry in PLAN.items() if entry.get("preset") == "gpu"]
-LIMIT = 3600.0  # seconds that a seed may take
+LONG = [name for name, entry in PLAN.items() if entry.get("preset") == "long"]  # in the order of the plan
+LIMIT = {"long": 12 * 3600.0, "cpu": 5400.0}  # seconds that a seed may take, by preset
+OTHERS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,8 @@ def execute(run: Run, deadline: float = math.inf) -> list[results.Row]:
         if ended.error:
             raise SystemExit(f"{run.name} failed {ended.error}")
         new.replace(run.executed)
-    slow = f", more than the {LIMIT / 60:.0f} that a seed may take" if run.seconds > LIMIT else ""
+    limit = LIMIT.get(run.preset, OTHERS)
+    slow = f", more than the {limit / 60:.0f} that a seed may take" if run.seconds > limit else ""
     print(f"{run.name}: done in {run.seconds / 60:.0f} minutes{slow}", flush=True)
     others = [path for path in (ROOT / "data" / "results").glob("*.json") if path.stem != run.file]
     shown = [row for path in others for row in results.load(path)[0]]  # a page shows rows of other runs, too
@@ -189,22 +195,38 @@ def write(runs: Sequence[Run], rows: Sequence[results.Row], commit: str) -> None
 
 
 def main() -> None:
+    global OUT
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=PLAN, nargs="+", metavar="NAME", help="some of them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one thread")
     parser.add_argument("--gpu", action="store_true", help="the runs that need a GPU in place of all others")
+    parser.add_argument("--long", action="store_true", help="the runs of hours in place of all others")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the next call goes on")
+    parser.add_argument("--runs", type=Path, default=OUT, help="folder of executed notebooks and checkpoints")
     parser.add_argument("--dry-run", action="store_true", help="preset smoke, nothing outside build/results")
     options = parser.parse_args()
+    OUT = options.runs.expanduser().absolute()
     OUT.mkdir(parents=True, exist_ok=True)
-    chosen = options.only or [name for name in PLAN if (name in GPU) == options.gpu]
+    kind = GPU if options.gpu else LONG if options.long else [name for name in PLAN if name not in GPU + LONG]
+    chosen = options.only or kind
     commit, plan = results.git_commit(ROOT), [planned(name, options.dry_run) for name in chosen]
     run = functools.partial(execute, deadline=time.monotonic() + 60 * options.minutes)
-    for runs in plan:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            rows = [row for found in pool.map(run, runs) for row in found]
-        write(runs, rows, commit)
+    try:
+        for runs in plan:
+            with ThreadPoolExecutor(options.jobs) as pool:
+                rows = [row for found in pool.map(run, runs) for row in found]
+            write(runs, rows, commit)
+    finally:
+        show_left(plan)
+
+
+def show_left(plan: Sequence[Sequence[Run]]) -> None:
+    """Print the runs that are not done, and for how long each has run."""
+    for run in (run for runs in plan for run in runs if not run.executed.exists()):
+        print(f"left: {run.name}, {run.seconds / 60:.0f} minutes so far", flush=True)
 
 
 if __name__ == "__main__":
+    if hasattr(os, "nice"):
+        os.nice(10)  # hours of training: whoever works on this machine goes first
     main()

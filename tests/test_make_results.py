@@ -99,7 +99,7 @@ def written(bench, file):
 
 
 def test_every_seed_of_the_plan_runs_once_and_means_are_there_only_for_several(bench, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "LIMIT", 0.0)
+    monkeypatch.setattr(bench, "OTHERS", 0.0)
     run(bench, monkeypatch, "self_adversarial_toy", "partition_toy")
     found = [(name, given.get("dataset"), given["seed"]) for name, given in calls(bench)]
     wanted = itertools.product(["self_adversarial_toy"], ("swiss-roll", "9-gaussians"), range(3))
@@ -229,6 +229,21 @@ def test_a_call_stops_in_time_and_the_next_one_goes_on(bench, monkeypatch, bundl
     assert [given["resume"] for _, given in calls(bench)] == [False, True]
     assert len(written(bench, "drl_long_run_gpu")[0]) == 1
     assert [folder.is_dir() for folder, _ in bundled] == [True]
+
+
+def test_long_runs_are_a_queue_of_their_own_outside_the_checkout(bench, monkeypatch, bundled, tmp_path, capsys):
+    plan = {name: {"notebook": "drl_cifar", "preset": "long", "seeds": [0]} for name in ("first", "second")}
+    monkeypatch.setattr(bench, "PLAN", plan | {"partition_toy": bench.PLAN["partition_toy"]})
+    monkeypatch.setattr(bench, "LONG", ["first", "second"])
+    away = tmp_path / "away"
+    with pytest.raises(SystemExit, match="first-0: stopped in time"):
+        run(bench, monkeypatch, ends="slow", options=["--long", "--minutes", "0.1", "--runs", str(away)])
+    said = capsys.readouterr().out
+    assert "left: first-0, 0 minutes so far" in said and "left: second-0" in said
+    run(bench, monkeypatch, "first", options=["--runs", str(away)])
+    assert [given["resume"] for _, given in calls(bench)] == [False, True]
+    assert len(list(away.glob("*.ipynb"))) == 1 and not (bench.ROOT / "build" / "results").exists()
+    assert len(written(bench, "first")[0]) == 1
 
 
 def test_the_hash_of_the_settings_knows_the_data_set(bench):

@@ -6,7 +6,7 @@ from typing import Any
 
 from ebmlib.nets.wideresnet import HEADS, PRECISIONS
 from ebmlib.papers.recovery import VARIANTS, noising
-from ebmlib.settings.value import Ints, Settings, value
+from ebmlib.settings.value import PRESETS, Ints, Settings, value
 
 # Tables 4 and 5: what the paper sets for other data sets than CIFAR-10, the first where `size` is not given.
 _AT_64 = {"size": 64, "multipliers": (1, 2, 2, 2, 4), "blocks": 2, "batch": 128, "iterations": 100_000}
@@ -62,7 +62,7 @@ class DRLImages(Settings):
     """Settings of `drl_cifar`: T6 on CIFAR-10 (Tables 4 and 5); where text and release differ, the release."""
 
     notebook = "drl_cifar"
-    presets = ("smoke", "quick", "cpu", "gpu", "paper")
+    presets = PRESETS
     kind = "images"
     data = "cifar10"
     published = TABLE_5
