@@ -237,7 +237,7 @@ def test_long_runs_are_a_queue_of_their_own_outside_the_checkout(bench, monkeypa
     monkeypatch.setattr(bench, "LONG", ["first", "second"])
     away = tmp_path / "away"
     with pytest.raises(SystemExit, match="first-0: stopped in time"):
-        run(bench, monkeypatch, ends="slow", options=["--long", "--minutes", "0.1", "--runs", str(away)])
+        run(bench, monkeypatch, ends="slow", options=["--long", "--minutes", "0.3", "--runs", str(away)])
     said = capsys.readouterr().out
     assert "left: first-0, 0 minutes so far" in said and "left: second-0" in said
     run(bench, monkeypatch, "first", options=["--runs", str(away)])
