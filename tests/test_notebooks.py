@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
@@ -453,6 +454,28 @@ def test_a_run_killed_between_its_stages_ends_with_the_same_rows(
     timeless = lambda rows: [replace(row, seconds=None) for row in rows if row.unit != "s"]
     assert timeless(rows) == timeless(results.read(smoke_runs / f"{name}.ipynb")[: len(rows)])
     assert not (tmp_path / "run-2").exists()
+
+
+# Chains that cannot learn what they are judged by
+
+
+@pytest.mark.parametrize(
+    ("name", "next_cell", "above"),
+    [
+        ("ml_toy", "def step(batch, done)", {"step": 0.03}),  # in scaled units the moons are .22 wide
+        ("improved_cd_toy", "def make_step(", {"step": 0.004}),
+        ("improved_cd_toy", "def make_step(", {"dataset": "checkerboard"}),
+        ("drl_toy", "def draw(n, rng)", {"dataset": "25-gaussians"}),
+        ("coarse_to_fine_toy", "x = field.sample(4000", {"step": 0.02}),
+    ],
+)
+def test_a_toy_trains_with_steps_below_the_floor_and_warns_above_it(in_process, name, next_cell, above):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for preset in ("smoke", "quick", "paper"):
+            run_cells_of(name, next_cell, preset=preset, device="cpu")
+    with pytest.warns(UserWarning, match="no energy makes their ends as narrow"):
+        run_cells_of(name, next_cell, preset="smoke", device="cpu", **above)
 
 
 # Under load
