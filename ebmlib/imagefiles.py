@@ -192,8 +192,8 @@ def _read_pictures(place: Path, members: Mapping[str, Reader], left_out: Counter
 def _pictures(encoded: Iterable[tuple[str, Reader]], where: str, changes: Counter[str]) -> Iterator[Tensor]:
     """Decode (name, reader) pairs; RuntimeError at the end counts those that are unreadable and names the first."""
     changes.clear()
-    unreadable = []
-    for name, get in encoded:
+    unreadable, total = [], 0
+    for total, (name, get) in enumerate(encoded, 1):
         try:
             picture = _picture(get, changes)
         except Exception as error:  # decoders raise nearly anything on a damaged file
@@ -202,7 +202,9 @@ def _pictures(encoded: Iterable[tuple[str, Reader]], where: str, changes: Counte
         yield picture
     if unreadable:
         more = ", ..." * (len(unreadable) > 3)
-        raise RuntimeError(f"{len(unreadable)} files cannot be read as images: {', '.join(unreadable[:3])}{more}")
+        raise RuntimeError(
+            f"{len(unreadable)} of {total} files cannot be read as images: {', '.join(unreadable[:3])}{more}"
+        )
 
 
 def _picture(get: Reader, changes: Counter[str]) -> Tensor:

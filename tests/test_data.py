@@ -533,12 +533,12 @@ def test_folder_problems(home):
         (folder / "b.png").write_bytes(content)
         with pytest.raises(RuntimeError) as caught:
             data.images(f"folder:{folder}", size=8)
-        sentence(caught, "1 files cannot be read as images: ", folder / "b.png")
+        sentence(caught, "1 of 2 files cannot be read as images: ", folder / "b.png")
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(folder / "b.png")
     for k in range(4):
         formats.write(folder / f"c{k}.png", b"text")
     first = r"\S+b.png \(its pixels are of mode I;16, .*c0.png .*c1.png \(.*\), \.\.\.$"
-    with pytest.raises(RuntimeError, match=f"5 files cannot be read as images: {first}"):
+    with pytest.raises(RuntimeError, match=f"5 of 6 files cannot be read as images: {first}"):
         data.images(f"folder:{folder}", size=8)
     assert [f.suffix for f in (home / "cache/ebmlib/processed").iterdir()] == [".npy"]  # no half-written file is left
 

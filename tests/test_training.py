@@ -338,10 +338,8 @@ def sgd_of(rows, batch_size=4, rate=0.1, kind=torch.optim.SGD, **options):
         net = small_net()
         batches = Batches(rows, batch_size, seeded(0))
         step = lambda x, done: (net(x).square().mean(), {})
-        optimizer = kind(net.parameters(), rate)
-        return fit(
-            step, batches, net=net, optimizer=optimizer, iterations=iterations, run=run, progress=False, **options
-        )
+        parts = {"net": net, "optimizer": kind(net.parameters(), rate)}
+        return fit(step, batches, **parts, iterations=iterations, run=run, progress=False, **options)
 
     return go
 
