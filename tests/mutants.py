@@ -268,7 +268,20 @@ TABLES = [
          "blurred_is_the_convolution_with_a_gaussian[0.6-rings]",
          "blurred_is_the_convolution_with_a_gaussian[0.6-blurred-funnel]"),
     ]),
+    ("imagefiles.py", "test_data.py", [
+        ("transparent pixels show their hidden color",
+         'Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)', "image",
+         "transparent_pixels_are_white_and_counted"),
+        ("a class called train is a split", 'if not {"val", "test"} & {*found}:', "if not any(found):",
+         "which_folders_are_splits"),
+        ("a loop of links is walked twice", "(real := folder.resolve()) in seen", "(real := folder) in seen",
+         "linked_folders_are_read_once_and_loops_end"),
+        ("a picture of the same size and time is not read", "s.st_mtime_ns, s.st_ctime_ns)", "s.st_mtime_ns)",
+         "a_picture_of_the_size_and_time_of_the_one_before_is_read_anew"),
+    ]),
     ("run/training.py", "test_training.py", [
+        ("the saved rate replaces the one that is asked for", "name in self.terms and self.terms[name] != value",
+         "False", "another_training_does_not_go_on_with_a_run"),
         ("EMA with the other weight", "get_ema_multi_avg_fn(decay)", "get_ema_multi_avg_fn(1 - decay)",
          "ema_against_the_closed_form"),
     ]),
@@ -401,6 +414,8 @@ TABLES = [
     ]),
     ("run/job.py", "test_settings.py", [
         ("too few images pass", "len(job.train) < needed", "False"),
+        ("a run is not named after its own images", '{"images_sha256": self.sha256} if self.sha256 else {}', "{}",
+         "a_run_of_own_images_is_named_for_them"),
     ]),
 ]  # fmt: skip
 MUTANTS = [

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from scipy import stats
 
-from ebmlib.page import results
+from ebmlib.page import results, shown
 from ebmlib.page.results import Row
 
 FULL = Row(
@@ -117,6 +117,19 @@ def test_the_table_is_escaped_and_scrolls_by_itself():
     assert page.script is None
     assert "overflow-x: auto" in page.div["style"]
     assert {"role", "aria-label", "tabindex"} <= set(page.div.attrs)  # what scrolls needs a name and the keyboard
+
+
+def test_no_name_becomes_markup_or_a_formula(monkeypatch):
+    nasty, pages = "folder:/a <b>& $x^2$ | c", []
+    monkeypatch.setattr(shown, "show", lambda page, text, **_: pages.append(page))
+    shown.banner(nasty)
+    shown.table([nasty], [[nasty]], fold=nasty)
+    results.show([Row(nasty, 1.0, **dict.fromkeys(("paper", "source", "protocol", "dataset", "device"), nasty))])
+    for page, times in zip(pages, (1, 3, 6), strict=True):
+        soup = BeautifulSoup(page, "html.parser")
+        assert soup.b is None
+        assert soup.text.count(nasty) == times
+        assert {text for text in soup.find_all(string=re.compile(r"\$"))} == {"$"}, "MathJax: in elements of their own"
 
 
 def test_show_prints_in_plain_python():

@@ -331,6 +331,71 @@ def test_a_checkpoint_of_another_net_or_run_is_not_resumed(tmp_path):
         train(open_run("n", KEY, tmp_path / "run", resume=True), ema=training.ema(small_net(), 0.5))
 
 
+def sgd_of(rows, batch_size=4, rate=0.1, kind=torch.optim.SGD, **options):
+    """A function of (run, iterations) that trains on these rows."""
+
+    def go(run, iterations=20):
+        net = small_net()
+        batches = Batches(rows, batch_size, seeded(0))
+        step = lambda x, done: (net(x).square().mean(), {})
+        parts = {"net": net, "optimizer": kind(net.parameters(), rate)}
+        return fit(step, batches, **parts, iterations=iterations, run=run, progress=False, **options)
+
+    return go
+
+
+OTHER = [  # what differs where a run goes on, and what the sentence must say
+    ({"rate": 0.2}, r"lr = 0\.1, not 0\.2"),
+    ({"kind": torch.optim.Adam}, "optimizer = 'SGD', not 'Adam'"),
+    ({"kind": lambda weights, rate: torch.optim.SGD(weights, rate, momentum=0.9)}, r"momentum = 0, not 0\.9"),
+    ({"batch_size": 5}, "batch_size = 4, not 5"),
+    ({"warmup": 5}, "warmup = 10, not 5"),
+    ({"clip_norm": 1.0}, r"clip_norm = None, not 1\.0"),
+    ({"cosine": True}, "cosine over = None, not 20"),
+    ({"rows": torch.zeros(30, 2)}, "not the data that the run began with"),
+    ({"rows": torch.ones(31, 2)}, "order is of 30 rows, the data have 31"),
+]
+
+
+@pytest.mark.parametrize(("other", "said"), OTHER)
+def test_another_training_does_not_go_on_with_a_run(tmp_path, other, said):
+    own = {"rows": torch.ones(30, 2), "warmup": 10}
+    with open_run("n", KEY, tmp_path / "run") as run:
+        sgd_of(**own)(run, 10)
+    with refused(ValueError, said):
+        sgd_of(**own | other)(open_run("n", KEY, tmp_path / "run", resume=True))
+    same_result = {"kind": lambda weights, rate: torch.optim.SGD(weights, rate, foreach=True)}
+    sgd_of(**own | same_result)(open_run("n", KEY, tmp_path / "run", resume=True))
+
+
+def test_checkpoints_that_do_not_say_how_they_were_trained_still_go_on(tmp_path):
+    go = sgd_of(torch.ones(30, 2))
+    with open_run("n", KEY, tmp_path / "run") as run:
+        go(run, 10)
+    (path,) = run.checkpoints()
+    objects, meta = load(path)
+    del objects["terms"], objects["batches"]["rows"], meta["notebook"]
+    save(path, objects, meta)
+    assert go(open_run("n", KEY, tmp_path / "run", resume=True)).step[-1] == 20
+
+
+def test_a_resume_that_finds_nothing_says_what_the_nearest_run_has_instead(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    key = {"settings": {"lr": 0.1, "widths": (1, 2)}, "dataset": "here", "images_sha256": "aa"}
+    for more in ({}, {"dataset": "there", "images_sha256": "cc"}):
+        with open_run("n", key | more) as run:
+            run.describe(net={"width": 3})
+            run.save(1, {}, {})
+    with open_run("n", key, resume=True) as run:
+        said = rf"resume at \S+: {run.folder}"
+    with refused(FileNotFoundError, rf"{said} has images_sha256 = 'aa', not 'bb'$"):
+        open_run("n", key | {"images_sha256": "bb"}, resume=True)
+    with refused(FileNotFoundError, rf"{said} has settings\.lr = 0\.1, not 0\.2$"):
+        open_run("n", key | {"settings": {"lr": 0.2, "widths": (1, 2)}}, resume=True)
+    with refused(FileNotFoundError, r"resume at \S+$"):
+        open_run("another", key, resume=True)
+
+
 # Stages --------------------------------------------------------------------------------------------------------------
 
 STAGES = ("First: of two", "second", "third")
@@ -618,17 +683,27 @@ def test_foreign_files_are_refused_in_one_line(tmp_path):
         load(tmp_path)
 
 
-def test_a_damaged_newest_checkpoint_stops_the_resume_and_harms_nothing(tmp_path):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_set_aside(tmp_path):
+    whole, *_ = train(None)
     with open_run("n", KEY, tmp_path / "run") as run:
-        whole, *_ = train(run, iterations=14)
+        train(run, iterations=33)
     older, newest = run.checkpoints()
-    kept = older.read_bytes()
-    newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"step-00000014\.safetensors is damaged"):
+    kept, newest_bytes = older.read_bytes(), newest.read_bytes()[:-100]
+    newest.write_bytes(newest_bytes)
+    with pytest.warns(UserWarning, match="is damaged") as said:
+        again = train(open_run("n", KEY, tmp_path / "run", resume=True), save_every=30, keep=1)[0]
+    (line,) = str(said[0].message).splitlines()
+    assert len(said) == 1
+    assert str(newest) in line
+    assert line.endswith(f"the run goes on from {older}")
+    assert same(whole, again)
+    assert newest.with_name(newest.name + ".damaged").read_bytes() == newest_bytes
+    assert [path.stem for path in run.checkpoints()] == ["step-00000060"], "it must not count as the newest"
+    older.write_bytes(kept[:-1])
+    (tmp_path / "run/step-00000060.safetensors").write_bytes(b"")
+    with refused(ValueError, "is damaged", names=tmp_path / "run/step-00000060.safetensors"):
         train(open_run("n", KEY, tmp_path / "run", resume=True))
-    assert older.read_bytes() == kept
-    newest.unlink()
-    assert same(whole, train(open_run("n", KEY, tmp_path / "run", resume=True), iterations=14)[0])
+    assert len(run.checkpoints()) == 2, "where none is whole all stay"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_no_fragment(tmp_path, child):

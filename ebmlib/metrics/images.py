@@ -58,16 +58,18 @@ def reference(images: Tensor, extractor: Extractor = None, batch: int = 256) -> 
     net = _loaded(extractor, images.device)
     if type(net) not in (FashionCNN, Inception):
         return extract(net, images, batch)
-    path = data.cache_folder() / "statistics" / f"features-{_key(images, net, batch)}{checkpoint.SUFFIX}"
-    if path.exists():
-        try:
-            return checkpoint.load(path)[0]["value"].to(images.device)
-        except (OSError, ValueError) as error:
-            warnings.warn(f"computed anew: {error}", stacklevel=2)
+    name = f"features-{_key(images, net, batch)}{checkpoint.SUFFIX}"
+    path = lambda: data.cache_folder() / "statistics" / name  # OSError where there is no cache
+    try:
+        return checkpoint.load(path())[0]["value"].to(images.device)
+    except ValueError as error:
+        warnings.warn(f"computed anew: {error}", stacklevel=2)
+    except OSError:
+        pass  # there is none yet, or below is said why none can be kept
     value = extract(net, images, batch)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(path, {"value": value}, {})
+        path().parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path(), {"value": value}, {})
     except OSError as error:
         warnings.warn(f"computed, but not kept for the next time: {error}", stacklevel=2)
     return value

@@ -3,7 +3,6 @@
 An executed notebook is the record: `show` displays rows as a table with a JSON twin, `read` gets them back.
 """
 
-import html
 import json
 import math
 import numbers
@@ -164,14 +163,14 @@ def show_committed(notebook: str, preset: str) -> None:
         show(others)
     elif not rows:
         sentence = f"There are no committed rows of longer runs of {notebook} yet."
-        shown.show(f"<p>{html.escape(sentence)}</p>", sentence)
+        shown.show(f"<p>{shown.escaped(sentence)}</p>", sentence)
 
 
 def as_html(rows: Iterable[Row]) -> str:
     """The table paper | this run as HTML: escaped, with class names for the book's CSS, scrolling on a narrow page."""
     titles, body = _cells(rows)
-    note = lambda text: f'<br><small class="ebm-results-note">{html.escape(text)}</small>' if text else ""
-    cells = [[html.escape(main) + note(more) for main, more in line] for line in body]
+    note = lambda text: f'<br><small class="ebm-results-note">{shown.escaped(text)}</small>' if text else ""
+    cells = [[shown.escaped(main) + note(more) for main, more in line] for line in body]
     return shown.as_html(titles, cells, "Results")
 
 

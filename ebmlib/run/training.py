@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from ebmlib.run import parallel
-from ebmlib.run.checkpoint import load, load_module, load_weights, save, save_weights  # noqa: F401 (notebooks' names)
+from ebmlib.run.checkpoint import digest, load, load_module, load_weights, save, save_weights  # noqa: F401 (for notebooks)
 from ebmlib.run.folder import Run, open_run  # noqa: F401
 from ebmlib.run.history import Board, History, Stats, Watch
 
@@ -69,6 +69,7 @@ class Batches(Iterator):
         if not 1 <= batch_size <= len(x):
             raise ValueError(f"batch_size is {batch_size}; it must lie in 1..{len(x)}, the number of rows")
         self.x, self.batch_size, self.rng, self.transform = x, parallel.share(batch_size), rng, transform
+        self.rows = digest({"x": x[:: max(1, len(x) // 1000)]})  # of about a thousand rows: enough to tell data apart
         self.device = x.device if device is None else torch.device(device)
         self.order: Tensor | None = None
         self.position = 0
@@ -83,12 +84,14 @@ class Batches(Iterator):
         return batch if self.transform is None else self.transform(batch, self.rng)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order, "position": self.position}
+        return {"order": self.order, "position": self.position, "rows": self.rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         order = state["order"]
         if order is not None and len(order) != len(self.x):
             raise ValueError(f"the saved order is of {len(order)} rows, the data have {len(self.x)}")
+        if state.get("rows", self.rows) != self.rows:
+            raise ValueError("the saved order is of other rows: these are not the data that the run began with")
         self.order = None if order is None else order.to(self.x.device)
         self.position = state["position"]
 
@@ -131,6 +134,7 @@ class _Training(contextlib.AbstractContextManager):
         rng = getattr(batches, "rng", None)
         self.generators = [*generators, *([] if rng is None or any(rng is other for other in generators) else [rng])]
         self.board, self.good = Board(0), None  # the last good checkpoint
+        self.terms = _terms(optimizer, batches)
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         self.board.close()
@@ -143,6 +147,7 @@ class _Training(contextlib.AbstractContextManager):
             "ema": {name: mean.module.state_dict() for name, mean in self.emas.items()},
             "averages": {name: [mean.decay, mean.n_averaged] for name, mean in self.emas.items()},
             "optimizer": self.optimizer.state_dict(),
+            "terms": self.terms,
             **parallel.random_state(self.generators),
             "batches": self.batches.state_dict() if hasattr(self.batches, "state_dict") else None,
             "state": [part.state_dict() for part in self.state],
@@ -152,16 +157,18 @@ class _Training(contextlib.AbstractContextManager):
     def resume(self) -> int:
         """Go on from the run's newest checkpoint, if there is one; returns the iterations that are behind."""
         start = 0
-        if self.run is not None and (there := self.run.checkpoints()):
-            self.good = there[-1]
-            start = self._restore(self.good)
+        if self.run is not None and (newest := self.run.newest()):
+            self.good = newest[0]
+            start = self._restore(*newest)
             self.run.write_text("log.csv", self.history.csv())  # a kill may have come between it and the checkpoint
         parallel.agree("the weights that training starts from", [value for _, value in self._weights()])
         self.board.written, self.began = start, time.perf_counter() - self.history.seconds
         return start
 
-    def _restore(self, path: Any) -> int:
-        objects, meta = parallel.once(lambda: load(path))
+    def _restore(self, path: Any, objects: Mapping[str, Any], meta: Mapping[str, Any]) -> int:
+        for name, value in objects.get("terms", {}).items():
+            if name in self.terms and self.terms[name] != value:
+                raise ValueError(f"{path} is of another run: it has {name} = {value!r}, not {self.terms[name]!r}")
         own = {"net": self.nets, "ema": self.emas, "generators": self.generators, "state": self.state}
         for kind, parts in own.items():
             saved = objects[kind]
@@ -237,6 +244,15 @@ class _Training(contextlib.AbstractContextManager):
         return kind(f"{what}; {there}", iteration, self.good, self.history)
 
 
+def _terms(optimizer: Any, batches: Any) -> dict[str, Any]:
+    """What must be the same where a training goes on: the optimizer with its options and rates, and the batch size."""
+    computing = ("params", "foreach", "fused", "capturable", "differentiable")  # these do not change what is computed
+    terms = {"optimizer": type(optimizer).__name__, "batch_size": getattr(batches, "batch_size", 0) * parallel.size()}
+    for i, group in enumerate(optimizer.param_groups):
+        terms |= {f"{k} of group {i}" if i else k: v for k, v in group.items() if k not in computing}
+    return terms
+
+
 @contextlib.contextmanager
 def _rates(optimizer: Any, warmup: int, cosine: bool, iterations: int) -> Iterator[LambdaLR | None]:
     """Within: a scheduler that multiplies the rates of iteration i = 1, 2, .. by min(1, i / warmup) and a half cosine.
@@ -306,6 +322,7 @@ def fit(
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`. OutOfMemory says what to lower.
     """
     training = _Training(net, ema, optimizer, batches, generators, state, run)
+    training.terms |= {"warmup": warmup, "clip_norm": clip_norm, "cosine over": iterations if cosine else None}
     watch, pause = Watch(bound, log_every, training.history), 0.5 if os.isatty(2) else 5.0
     with training, _rates(optimizer, warmup, cosine, iterations) as rates, _deterministic(deterministic):
         start, silent = training.resume(), not progress or parallel.rank() > 0

@@ -113,6 +113,7 @@ class DRLInterpolation(Settings):
     """Settings of `drl_interpolation` (section 4.1, Figures 5 and 8 to 10); net and chains are the checkpoint's."""
 
     notebook = "drl_interpolation"
+    reads = "drl_cifar"
     opens_run = False
     way: str = value("arc", "section 4.1; whose angle is not said", text="sphere", allowed=("arc", "angle"))
     steps: int = value(9, "images per row, with both ends; an odd number", smoke=3, gpu=17, low=3, check=check_odd)
