@@ -58,17 +58,15 @@ def _nets(part: Any, depth: int = 4) -> Iterator[nn.Module]:
 
 def norms(net: nn.Module | Energy) -> set[nn.Module]:
     """The layers of a net, or of an energy's nets, that now mix the samples of a batch: BatchNorm in train mode."""
-    found = (m for m in _nets(net) if isinstance(m, _BatchNorm))
+    found = {m for m in _nets(net) if isinstance(m, _BatchNorm)}
     return {m for m in found if m.training or m.running_mean is None or m in trained}
 
 
 def uncoupled(energy: Energy) -> None:
     """ValueError if samples of a batch meet in the energy, in this mode or in the one in which `fit` trains it."""
     for layer in norms(energy):
-        raise ValueError(
-            f"the energy has {type(layer).__name__} in train mode, where the energy of a sample depends on the others "
-            "in its batch: take GroupNorm or no norm"
-        )
+        couples = "where the energy of a sample depends on the others in its batch: take GroupNorm or no norm"
+        raise ValueError(f"the energy has {type(layer).__name__} in train mode, {couples}")
 
 
 def by_autograd(energy: Energy, x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
