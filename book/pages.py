@@ -262,7 +262,7 @@ def _title(outcome: Outcome) -> str:
 
 def _tables(project: Project, outcome: Outcome) -> list[tuple[str, str]]:
     """(what it is, HTML table) of the page's own rows and of the committed ones, where there are any."""
-    own = papers.own_rows(project, outcome)
+    own = papers.own_rows(outcome)
     tables = [("As this book's build ran it:", results.as_html(own))] if own else []
     committed = project.root / "data" / "results" / f"{outcome.plan.name}.json"
     if committed.is_file():

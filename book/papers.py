@@ -37,12 +37,11 @@ def committed_files(project: Project) -> list[Path]:
     return sorted((project.root / "data" / "results").glob("*.json"))
 
 
-def own_rows(project: Project, outcome: Outcome) -> list:
-    """The rows that a page's run made. A page shows committed rows, too: those are not its own."""
+def own_rows(outcome: Outcome) -> list:
+    """The rows that a page's run made."""
     if outcome.notebook is None or results.MIME not in outcome.notebook.read_text(encoding="utf-8"):
         return []
-    elsewhere = [row for path in committed_files(project) for row in results.load(path)[0]]
-    return [row for row in results.read(outcome.notebook) if row not in elsewhere]
+    return results.read(outcome.notebook)
 
 
 def collect(project: Project, outcomes: list[Outcome]) -> Rows:
@@ -52,7 +51,7 @@ def collect(project: Project, outcomes: list[Outcome]) -> Rows:
         for row in results.summary(results.load(path)[0]):
             found.setdefault((path.stem, row.name, row.dataset), []).append(row)
     for outcome in outcomes:
-        for row in own_rows(project, outcome):
+        for row in own_rows(outcome):
             found.setdefault((outcome.plan.name, row.name, row.dataset), []).append(row)
     complete = project.preset == "quick" and all(outcome.error is None for outcome in outcomes)
     return Rows(found, complete)

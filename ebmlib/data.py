@@ -141,14 +141,16 @@ def held_out(name: str) -> str:
 
 
 def to_float(x: Tensor) -> Tensor:
-    """Images as float32 in [-1, 1]: uint8 as x / 127.5 - 1 (DRL, released code), floats as they are."""
-    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
+    """Images as floats of torch's default type: uint8 as x / 127.5 - 1 in [-1, 1] (DRL, released code), or unscaled."""
+    real = x.to(torch.get_default_dtype())
+    return real / 127.5 - 1 if x.dtype == torch.uint8 else real
 
 
 def to_bytes(x: Tensor) -> Tensor:
     """Images (N, C, H, W), float in [-1, 1] or uint8, as uint8: clamped and rounded, as a stored image is.
 
-    A metric thus sees data and samples at the same precision. NaN, other types and other shapes are a ValueError.
+    A metric thus sees data and samples at the same precision. Values that are not finite, other types and other shapes
+    are a ValueError.
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"images must have shape (N, 1, H, W) or (N, 3, H, W), got {tuple(x.shape)}.")
@@ -156,8 +158,8 @@ def to_bytes(x: Tensor) -> Tensor:
         return x
     if not x.is_floating_point():
         raise ValueError(f"images must be uint8 or float in [-1, 1], got {x.dtype}.")
-    if x.isnan().any():
-        raise ValueError(f"{int(x.isnan().flatten(1).any(1).sum())} of {len(x)} images contain NaN.")
+    if not x.isfinite().all():
+        raise ValueError(f"{int((~x.isfinite()).flatten(1).any(1).sum())} of {len(x)} images are not finite.")
     return ((x.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

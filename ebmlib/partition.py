@@ -21,7 +21,7 @@ Kernel = Callable[..., tuple[Tensor, Info]]  # kernel(energy, x, rng=rng), leavi
 
 def grid(box: float, n: int, device: torch.device | str | None = None) -> Tensor:
     """Midpoints of n x n equal cells on [-box, box]^2 as (n * n, 2); y is the slow index, x the fast one."""
-    line = (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * (2 * box / n) - box
+    line = (torch.arange(n, device=device, dtype=torch.get_default_dtype()) + 0.5) * (2 * box / n) - box
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
 

@@ -36,15 +36,19 @@ class Slip(NamedTuple):
 TABLES = [
     ("core.py", "test_core.py", [
         ("flat_sum averages", "x.flatten(1).sum(1)", "x.flatten(1).mean(1)"),
-        ("the graph is cut", "create_graph=create_graph)", "create_graph=False)"),
+        ("the graph is cut", "create_graph=create_graph, allow", "create_graph=False, allow"),
         ("the point's graph is cut", "x if x.requires_grad and create_graph else x", "x"),
         ("frozen forgets to restore", "p.requires_grad_(flag)", "p.requires_grad_(False)"),
         ("evaluating stays in train mode", "    module.eval()\n", ""),
         ("evaluating restores train mode for all", "m.training = mode", "m.training = True"),
+        ("BatchNorm in train mode passes", "if m.training or m.running_mean is None", "if m.running_mean is None",
+         "an_energy_in_which_samples_of_a_batch_meet_is_refused"),
+        ("a net that a function names is not looked at", "for name in code.co_names]", "for name in ()]",
+         "an_energy_in_which_samples_of_a_batch_meet_is_refused"),
     ]),
     ("core.py", "test_engine.py", [
-        ("a graph goes through the engine", "if create_graph else way(energy, x)",
-         "if create_graph and way is by_autograd else way(energy, x)",
+        ("a graph goes through the engine", "        if create_graph:\n            uncoupled",
+         "        if create_graph and way is by_autograd:\n            uncoupled",
          "a_graph_that_is_kept_never_goes_through_the_engine"),
     ]),
     ("samplers.py", "test_samplers.py", [
@@ -124,7 +128,7 @@ TABLES = [
         ("log Z of exp(+E)", "torch.logsumexp(-values", "torch.logsumexp(values"),
         ("KL's sign", "p * (lp - lq)", "p * (lq - lp)"),
         ("KL without its mass", " - mass.log()", ""),
-        ("corners for midpoints", "dtype=torch.float32) + 0.5)", "dtype=torch.float32))"),
+        ("corners for midpoints", "get_default_dtype()) + 0.5)", "get_default_dtype()))"),
         ("x and y of the grid swapped", "torch.stack([x.flatten(), y.flatten()], 1)",
          "torch.stack([y.flatten(), x.flatten()], 1)"),
         ("AIS moves under the next energy", "kernels[k - 1](old, x, rng=rng)", "kernels[k - 1](new, x, rng=rng)",

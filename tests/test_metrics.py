@@ -61,7 +61,8 @@ def test_bytes_are_clamped_and_rounded():
         (torch.zeros(3, 28, 28), "(3, 28, 28)"),
         (torch.zeros(1, 2, 28, 28), "(1, 2, 28, 28)"),
         (torch.zeros(1, 1, 28, 28, dtype=torch.int64), "torch.int64"),
-        (torch.full((2, 1, 28, 28), math.nan), "2 of 2 images contain NaN"),
+        (torch.full((2, 1, 28, 28), math.nan), "2 of 2 images are not finite"),
+        (torch.full((2, 1, 28, 28), -math.inf), "2 of 2 images are not finite"),
     ],
 )
 def test_what_is_no_image_is_refused(x, named):
@@ -149,6 +150,60 @@ def test_a_net_of_ones_own_gets_the_images_as_they_are():
     assert metrics.extract(nn.Flatten(), x, batch=2).equal(x.flatten(1))
     with pytest.raises(ValueError, match="features of 1 of 5 images are not finite"):
         metrics.extract(nn.Flatten(), x.index_fill(0, torch.tensor(2), math.inf))
+
+
+@pytest.mark.parametrize(
+    ("repair", "named"),
+    [
+        (lambda x: x * math.inf, "not finite"),
+        (lambda x: x.where(x < 0.9, math.nan), "not finite"),
+        (lambda x: x * 1e20, "floats are expected in [-1, 1]"),
+        (lambda x: (x + 1) * 127.5, "from 0 to 255, and floats are expected in [-1, 1]; pixels in [0, 255]"),
+    ],
+)
+def test_samples_that_are_no_images_are_not_judged(garments, repair, named):
+    real, fake = garments[:40], repair(data.to_float(garments[40:80]))
+    for score in (metrics.fid, metrics.kid):
+        with pytest.raises(ValueError, match=re.escape(named)):
+            score(real, fake)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: (x + 1) / 2, "from 0 to 1, and floats are expected in [-1, 1]: pixels in [0, 1]"),
+        (lambda x: x * 1.5, "50.0% are clamped"),
+    ],
+)
+def test_another_range_is_a_warning(change, said):
+    x = torch.linspace(-1, 1, 4 * 784).reshape(4, 1, 28, 28)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.extract(None, x * 1.005)  # within a gray level
+        metrics.extract(None, -x.abs().clamp(min=0.5))  # dark images
+    said = said.replace("50.0", f"{100 * float((change(x).abs() > 1 + 2 / 255).double().mean()):.1f}")
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        metrics.extract(None, change(x))
+
+
+def test_the_share_that_left_the_range_is_counted():
+    x = torch.tensor([[-3.0, -1.005, 0.5], [1.0, 1.1, 2.0]])
+    kept, outside = metrics.in_range(x)
+    assert kept.tolist() == [[-1, -1, 0.5], [1, 1, 1]]
+    assert outside == 0.5
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="1 of the 6 values of the samples are not finite"):
+            metrics.in_range(x.where(x != 2, bad))
+
+
+def test_scores_do_not_depend_on_torchs_default_type(garments):
+    expected = metrics.fid(garments[:40], garments[40:80])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = metrics.fid(garments[:40], data.to_float(garments[40:80]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_names_say_which_features_they_are():

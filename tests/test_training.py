@@ -25,8 +25,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ebmlib import core
+from ebmlib.core import evaluating
+from ebmlib.objectives import contrastive, denoising_score_matching
 from ebmlib.run import training
 from ebmlib.run.training import Batches, Diverged, Draws, History, fit, load, load_module, open_run, save, seeded
+from ebmlib.samplers import langevin, ula
 
 KEY = {"a": 1, "widths": [16, 16]}
 
@@ -936,6 +940,74 @@ def test_ema_against_the_closed_form():
     assert ema.module[1].running_mean.tolist() == [39, 39]
     with pytest.raises(ValueError, match=r"decay is 1.0; it must lie in \[0, 1\)"):
         training.ema(net, 1.0)
+
+
+def linear(**options):
+    """A training of one layer on what it is given; the loss is the mean output."""
+    net = nn.Linear(2, 1)
+    return lambda step, batches, n=9: sgd(lambda x, _: step(net, x), net, batches, iterations=n, **options)
+
+
+mean = lambda net, x: (net(x).mean(), {})
+
+
+@pytest.mark.parametrize("kind", ["loader", "list"])
+def test_batches_that_end_are_gone_through_again(kind):
+    x, seen = torch.arange(8.0).reshape(4, 2), []
+    batches = torch.utils.data.DataLoader(x, 2) if kind == "loader" else [x[:2], x[2:]]
+    linear()(lambda net, x: (seen.append(x), mean(net, x))[1], batches, 5)
+    assert [int(part[0, 0]) for part in seen] == [0, 4, 0, 4, 0]
+
+
+def test_batches_that_end_for_good_are_named():
+    for batches, at in ((iter([torch.ones(2, 2)] * 3), 4), (iter(()), 1)):
+        with pytest.raises(ValueError, match=f"the batches ended before iteration {at}: give an endless iterator"):
+            linear()(mean, batches)
+
+
+@pytest.mark.parametrize(
+    ("step", "got"),
+    [
+        (lambda net, x: net(x).mean(), "got Tensor"),
+        (lambda net, x: None, "got NoneType"),
+        (lambda net, x: (net(x).mean(), 3.0), "got Tensor, float"),
+        (lambda net, x: (net(x).mean(0).expand(2), {}), r"got a loss of shape \(2,\) with a gradient"),
+        (lambda net, x: (net(x).mean().detach(), {}), r"got a loss of shape \(\) with no gradient"),
+    ],
+)
+def test_a_step_that_gives_no_loss_is_refused_in_one_sentence(step, got):
+    with pytest.raises(ValueError, match=rf"step must return \(loss, stats\).*({got})$"):
+        linear()(step, None)
+
+
+@pytest.mark.parametrize("clip_norm", [0, 0.0, -1.0, float("nan")])
+def test_a_clip_norm_that_stops_training_is_refused(clip_norm):
+    with pytest.raises(ValueError, match=rf"clip_norm = {clip_norm}: allowed is None, which is off"):
+        linear(clip_norm=clip_norm)(mean, None)
+
+
+def test_a_device_is_picked_by_name_or_as_it_is():
+    for name in ("cpu", torch.device("cpu")):
+        assert training.pick_device(name) == torch.device("cpu")
+    with pytest.raises(ValueError, match="device 'cuda:99' is not there; available: cpu"):
+        training.pick_device(torch.device("cuda:99"))
+
+
+@pytest.mark.parametrize("score_matching", [False, True])
+def test_an_energy_with_batch_norm_is_not_trained_though_chains_run_it_in_evaluation_mode(score_matching):
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1), nn.Flatten(0))
+
+    def step(x, done):
+        if score_matching:
+            return denoising_score_matching(net, x, 0.1), {}
+        with evaluating(net):
+            y, _ = langevin(net, x, ula(0.1, 2))
+        return contrastive(net(x), net(y))
+
+    with pytest.raises(ValueError, match="the energy has BatchNorm1d in train mode"):
+        sgd(step, net, iterations=2)
+    assert not core.trained
+    sgd(lambda x, done: (net(x).square().mean(), {}), net, iterations=2)  # a judge may have it
 
 
 @pytest.mark.parametrize("kind", ["float", "uint8", "memory-mapped"])

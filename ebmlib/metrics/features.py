@@ -95,6 +95,6 @@ def fashion_cnn(path: str | Path | None = None, device: str | torch.device = "cp
     blob, note = path.read_bytes(), path.with_suffix(".json")
     if note.is_file() and hashlib.sha256(blob).hexdigest() != json.loads(note.read_text())["sha256"]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {note.name}.")
-    net = FashionCNN()
+    net = FashionCNN().float()  # whatever torch's default type is
     net.load_state_dict(load(blob))
     return net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

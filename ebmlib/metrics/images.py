@@ -34,13 +34,41 @@ def best_extractor(device: str | torch.device = "cpu", timeout: float = 60.0) ->
     return net.to(device), "Judged by the standard Inception, so that FID, KID and IS are the plain ones."
 
 
+def in_range(x: Tensor) -> tuple[Tensor, float]:
+    """Samples x, floats of any shape, clamped to [-1, 1], and the share of values that were over a gray level outside.
+
+    ValueError where values are not finite: a diverged chain must not be judged as a picture.
+    """
+    if lost := int((~x.isfinite()).sum()):
+        raise ValueError(f"{lost} of the {x.numel()} values of the samples are not finite: their chains diverged.")
+    return x.clamp(-1, 1), float((x.abs() > 1 + 2 / 255).double().mean())
+
+
+def _look(x: Tensor) -> None:
+    """Warn where float images are not in [-1, 1]; ValueError where they are far from it, or not finite."""
+    if not x.is_floating_point():
+        return
+    _, outside = in_range(x)
+    low, high = map(float, x.aminmax())
+    found = f"the images' values are from {low:.3g} to {high:.3g}, and floats are expected in [-1, 1]"
+    if max(-low, high) > 4:
+        raise ValueError(f"{found}; pixels in [0, 255] are given as uint8, samples that left the range by in_range.")
+    if low >= 0 and high > 0.5:
+        warnings.warn(f"{found}: pixels in [0, 1] become that by 2 * x - 1", stacklevel=3)
+    elif outside > 0.01:
+        warnings.warn(f"{found}: {outside:.1%} are clamped", stacklevel=3)
+
+
 def extract(net: Extractor, x: Tensor, batch: int = 256) -> Tensor:
     """Features (N, d), float32 on x's device, of images x (N, C, H, W), float in [-1, 1] or uint8.
 
     net None: the bundled Fashion-CNN, which converts to gray 28 x 28; "inception": the standard net (RGB, 299 x 299);
-    a module gets x as it is, in evaluation mode on its own device. ValueError for NaN in images or features.
+    a module gets x as it is, in evaluation mode on its own device. ValueError for images or features that are not
+    finite, and for images far outside [-1, 1]; a warning where they are little outside, or in [0, 1].
     """
     net = _loaded(net, x.device)
+    if isinstance(net, FashionCNN | Inception):
+        _look(x)
     device = next(net.parameters(), x).device
     with torch.no_grad(), evaluating(net):
         out = torch.cat([net(part.to(device)).flatten(1).float().to(x.device) for part in x.split(batch)])

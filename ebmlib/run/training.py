@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from ebmlib import core
 from ebmlib.run import parallel
 from ebmlib.run.checkpoint import digest, load, load_module, load_weights, save, save_weights  # noqa: F401 (for notebooks)
 from ebmlib.run.folder import Run, open_run  # noqa: F401
@@ -41,11 +42,11 @@ class OutOfMemory(Stopped):
     """The device's memory did not suffice."""
 
 
-def pick_device(name: str | None = None) -> torch.device:
+def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The named device; None is cuda if there is one, else cpu. ValueError that lists what there is otherwise."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     there = ["cpu", *(["cuda"] if cuda else []), *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
-    name = name if name is not None else ("cuda" if cuda else "cpu")
+    name = str(name) if name is not None else ("cuda" if cuda else "cpu")
     if name not in there:
         raise ValueError(f"device {name!r} is not there; available: {', '.join(there)}")
     return torch.device(name)
@@ -130,14 +131,17 @@ class _Training(contextlib.AbstractContextManager):
         if unknown := self.emas.keys() - self.nets.keys():
             raise ValueError(f"ema names {', '.join(unknown)}; the nets are: {', '.join(self.nets)}")
         self.optimizer, self.state, self.run, self.history = optimizer, list(state), run, History()
-        self.batches = batches if hasattr(batches, "__next__") else iter(batches)
+        self.given, self.batches = batches, batches if hasattr(batches, "__next__") else iter(batches)
         rng = getattr(batches, "rng", None)
         self.generators = [*generators, *([] if rng is None or any(rng is other for other in generators) else [rng])]
         self.board, self.good = Board(0), None  # the last good checkpoint
         self.terms = _terms(optimizer, batches)
+        self.norms = set().union(*map(core.norms, self.nets.values())) - core.trained
+        core.trained |= self.norms  # in no energy, which chains run in evaluation mode
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         self.board.close()
+        core.trained -= self.norms
         if kind is not None and self.run is not None:
             self.run.close()  # the same process may resume it
 
@@ -201,8 +205,8 @@ class _Training(contextlib.AbstractContextManager):
         """One iteration; OutOfMemory says what to lower."""
         batch = None
         try:
-            batch = next(self.batches)
-            loss, stats = step(batch, done)
+            batch = self._next(iteration)
+            loss, stats = _loss(step(batch, done))
             self.optimizer.zero_grad(set_to_none=True)  # after the step: what a chain left behind does not count
             loss.backward()
             parallel.mean_gradients(self.optimizer)
@@ -219,6 +223,15 @@ class _Training(contextlib.AbstractContextManager):
             rows = f" (now {len(batch)})" if isinstance(batch, Tensor) else ""
             advice = f"lower the batch size{rows} first, then the width of the net"
             raise self._stopped(OutOfMemory, f"out of memory at iteration {iteration}: {advice}", iteration) from error
+
+    def _next(self, iteration: int) -> Any:
+        """The next batch; what ends is gone through again, as a DataLoader at the end of each epoch."""
+        for _ in range(2):
+            with contextlib.suppress(StopIteration):
+                return next(self.batches)
+            self.batches = iter(self.given)
+        again = "give an endless iterator, or batches that can be gone through again"
+        raise ValueError(f"the batches ended before iteration {iteration}: {again}")
 
     def look(self, iteration: int, watch: Watch, due: bool, keep: int) -> None:
         """Check what was seen, before each checkpoint and every CHECK_EVERY iterations, and write the checkpoint."""
@@ -251,6 +264,18 @@ def _terms(optimizer: Any, batches: Any) -> dict[str, Any]:
     for i, group in enumerate(optimizer.param_groups):
         terms |= {f"{k} of group {i}" if i else k: v for k, v in group.items() if k not in computing}
     return terms
+
+
+def _loss(given: Any) -> tuple[Tensor, Stats]:
+    """What a step returned; ValueError unless it is (loss, stats) with one number that has a gradient."""
+    match given:
+        case Tensor() as loss, Mapping() if loss.numel() == 1 and loss.requires_grad:
+            return given
+        case Tensor() as loss, Mapping():
+            got = f"a loss of shape {tuple(loss.shape)} with {'a' if loss.requires_grad else 'no'} gradient"
+        case _:
+            got = ", ".join(type(part).__name__ for part in (given if isinstance(given, tuple) else [given]))
+    raise ValueError(f"step must return (loss, stats): one number with a gradient, and a mapping; got {got}")
 
 
 @contextlib.contextmanager
@@ -321,6 +346,8 @@ def fit(
     `warmup` is linear, `cosine` decays to 0. Several processes (`run.launch`) call it alike; the first one's are kept.
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`. OutOfMemory says what to lower.
     """
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"clip_norm = {clip_norm}: allowed is None, which is off, or a finite number above 0")
     training = _Training(net, ema, optimizer, batches, generators, state, run)
     training.terms |= {"warmup": warmup, "clip_norm": clip_norm, "cosine over": iterations if cosine else None}
     watch, pause = Watch(bound, log_every, training.history), 0.5 if os.isatty(2) else 5.0
