@@ -31,7 +31,7 @@ def test_the_bundled_image_net_is_closer_to_garments_than_garments_with_noise():
 def test_the_chain_gradients_of_the_image_rows_follow_from_their_settings():
     for name, kinds in (("drl_cifar", 1), ("drl_cifar_ablations", 6)):
         rows, _ = committed(name)
-        spent = {row.protocol: row.value for row in rows if row.name == "chain gradients in training"}
+        spent = {row.protocol: 1000 * row.value for row in rows if row.name == "chain gradients in training"}
         assert len(spent) == kinds
         for protocol, gradients in spent.items():
             T, K = (int(protocol.partition(f"{letter} = ")[2].partition(",")[0]) for letter in "TK")
