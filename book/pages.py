@@ -86,13 +86,17 @@ def configured(config: dict, address: str | None) -> dict:
 def committed_numbers(project: Project) -> dict[str, str]:
     """What prose may quote as {{ notebook_result_dataset }}: the first row of that name among the committed ones.
 
-    Means over seeds come first in those files. An unknown name is a warning, which stops a strict build.
+    Means over seeds come first in those files; {{ ..._seeds }} has the numbers of the single seeds in place of a mean.
+    An unknown name is a warning, which stops a strict build.
     """
     numbers: dict[str, str] = {}
     for path in papers.committed_files(project):
-        for row in results.load(path)[0]:
+        rows = results.load(path)[0]
+        for row in rows:
             key = re.sub(r"[^a-z0-9]+", "_", f"{path.stem} {row.name} {row.dataset}".lower()).strip("_")
             numbers.setdefault(key, results.quantity(row.value, row.se))
+            if each := papers.of_each_seed(row, rows):
+                numbers.setdefault(f"{key}_seeds", ", ".join(f"{one.value:.3g}" for one in each))
     return numbers
 
 

@@ -453,7 +453,12 @@ def test_prose_quotes_committed_numbers_means_first(project: Project):
     folder = project.root / "data" / "results"
     folder.mkdir(parents=True)
     results.save(folder / "one_toy.json", [mean, replace(mean, value=0.04, se=None, seed=0)])
-    assert pages.committed_numbers(project) == {"one_toy_kl_ours_9_gaussians": "0.0526 ± 0.0060"}
+    key = "one_toy_kl_ours_9_gaussians"
+    assert pages.committed_numbers(project) == {key: "0.0526 ± 0.0060", f"{key}_seeds": "0.04"}
+    other = [replace(mean, value=0.06, se=None, seed=seed, preset=preset) for seed, preset in ((1, ""), (0, "quick"))]
+    rows = [mean, replace(mean, value=0.04, se=None, seed=0), *other]
+    results.save(folder / "one_toy.json", rows, overwrite=True)
+    assert pages.committed_numbers(project)[f"{key}_seeds"] == "0.04, 0.06", "each seed of the mean, and no other row"
 
 
 def test_the_results_page_has_the_builds_own_rows_and_the_means_of_the_committed_ones(project: Project):
@@ -610,6 +615,11 @@ def test_the_papers_rows_stand_beside_ours_committed_ones_first(tmp_path: Path):
     assert "<code>papermill one.ipynb out.ipynb</code>" in line
     assert "<summary>1 row of other works" in text
     assert "{cite:t}`someone2020`" in text
+    each = TABLE.format(order=2).replace('dataset = "toy"', 'dataset = "toy", each_seed = true')
+    write(tmp_path, {"book/papers/b.toml": each})
+    line = re.search(r"<tr><th scope=.row.>with noise.*?</tr>", papers.page(project, rows))[0]
+    assert "4.50" not in line
+    assert line.index("4.00 ± 0.10, 5.00 ± 0.10") < line.index("7.00 ± 0.10")
 
 
 @pytest.mark.parametrize(
@@ -624,6 +634,17 @@ def test_a_paper_row_of_wrong_shape_or_without_an_answer_is_refused(tmp_path: Pa
     write(tmp_path, {"a.toml": TABLE.format(order=1).replace(old, new)})
     with pytest.raises(ValueError, match=named):
         papers.load(tmp_path)
+
+
+def test_cards_table_and_contents_have_the_papers_in_one_order():
+    """The `order` of a paper's file is that of its card and of its tables."""
+    root = Path(__file__).resolve().parents[1]
+    found = {paper["cite"]: paper["card"]["page"] for paper in papers.load(root / "book" / "papers")}
+    first_page, contents = (root / "book" / "index.md").read_text("utf-8"), (root / "_toc.yml").read_text("utf-8")
+    listed = re.findall(r"^\| \*\*.*?\{cite:p\}`(\w+)`", first_page, re.MULTILINE)
+    assert listed == list(found)
+    places = [contents.index(page.removeprefix("../").removesuffix(".html")) for page in found.values()]
+    assert places == sorted(places)
 
 
 def test_a_page_opens_with_the_rows_that_the_table_names(tmp_path: Path):

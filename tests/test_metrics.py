@@ -499,6 +499,52 @@ def test_what_has_no_score_is_refused():
         metrics.inception_score(normal(40, 4).index_fill(0, torch.tensor(3), math.nan), nn.Flatten())
 
 
+def test_the_ladder_is_what_its_names_say():
+    """On images of three values and two blocks, which are far from Gaussian."""
+    n, rng = 4000, generator(3)
+    values = (torch.randint(-1, 2, (n, 1, 4, 4), generator=rng) * 0.2).cumsum(2) / 4 + 0.1
+    rungs = metrics.ladder(values, generator(4))
+    assert list(rungs) == [
+        "real", "noise 0.1", "noise 0.2", "noise 0.3", "pooled 2 x 2", "pooled 4 x 4",
+        "one Gaussian", "uniform noise", "mean image",
+    ]  # fmt: skip
+    assert torch.equal(rungs["real"], values)
+    for std in (0.1, 0.2, 0.3):
+        noise = rungs[f"noise {std:g}"] - values
+        assert abs(noise.var() / std**2 - 1) < 5 * (2 / noise.numel()) ** 0.5
+    block = rungs["pooled 2 x 2"][:, 0, 2:, :2]
+    torch.testing.assert_close(block, values[:, 0, 2:, :2].mean((1, 2), keepdim=True).expand(n, 2, 2))
+    torch.testing.assert_close(rungs["pooled 4 x 4"], values.mean((2, 3), keepdim=True).expand(n, 1, 4, 4))
+    torch.testing.assert_close(rungs["mean image"], values.mean(0, keepdim=True).expand(n, 1, 4, 4))
+    uniform = rungs["uniform noise"]
+    assert uniform.abs().max() <= 1
+    assert abs(uniform.var() - 1 / 3) < 5 * (4 / 45 / uniform.numel()) ** 0.5
+
+
+def test_the_ladders_gaussian_has_the_images_mean_and_covariance_and_is_one():
+    n = 4000
+    first = torch.randint(0, 2, (n, 1, 4, 2), generator=generator(3)) - 0.3
+    x = 0.2 * torch.cat([first, -0.5 * first], 3)  # singular: half of the pixels follow from the others
+    drawn = metrics.ladder(x, generator(4))["one Gaussian"].flatten(1).double()
+    mean, covariance = x.flatten(1).double().mean(0), x.flatten(1).double().T.cov()
+    variance = covariance.diagonal()
+    assert ((drawn.mean(0) - mean) / (variance / n).sqrt()).abs().max() < 5
+    error = ((variance[:, None] * variance + covariance**2) / n).sqrt()  # of a Gaussian's covariance
+    assert ((drawn.T.cov() - covariance) / error).abs().max() < 5
+    standard = (drawn - mean) / variance.sqrt()
+    kurtosis = standard.pow(4).mean(0)  # of the images themselves: 1
+    assert ((kurtosis - 3) / (96 / n) ** 0.5).abs().max() < 5
+
+
+def test_the_ladder_leads_down_from_real_garments(garments):
+    train = data.images("fashion_mnist", size=16)[0][:2048]
+    test = metrics.extract(None, data.images("fashion_mnist", "test", size=16)[0][:2048])
+    fid = {name: metrics.fid(test, metrics.extract(None, x)) for name, x in metrics.ladder(train, generator(0)).items()}
+    measured = {"real": 0.14, "noise 0.1": 1.3, "noise 0.2": 5.1, "noise 0.3": 10, "mean image": 52}
+    assert {name: fid[name] for name in measured} == pytest.approx(measured, rel=0.06)
+    assert fid["noise 0.1"] < fid["pooled 2 x 2"] < fid["one Gaussian"] < fid["pooled 4 x 4"] < fid["uniform noise"]
+
+
 @pytest.mark.parametrize("k", [1, 5])
 def test_neighbors_are_those_of_scikit_learn(garments, k):
     x, train = data.to_float(garments[:30]), garments[30:3030]

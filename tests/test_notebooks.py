@@ -292,9 +292,9 @@ def test_the_papers_numbers_stand_beside_rows_of_its_own_net_and_data_alone(in_p
     namespace, _ = run_cells("job.show(", **SMOKE, T=1, K=1, iterations=1, samples=2048)
     committed, _ = results.load(ROOT / "data" / "results" / "drl_cifar.json")
     kinds = lambda rows: [(row.name.partition(" ")[0], row.name.rpartition(" ")[2]) for row in rows]
-    labels = ("trained", "untrained")
-    assert kinds(namespace["judged"]) == [(metric, label) for label in labels for metric in ("KID", "FID", "IS")]
-    assert kinds(committed) == [(metric, label) for label in labels for metric in ("KID", "FID")]
+    spent = ("chain", "training")
+    assert kinds(namespace["judged"]) == [*((metric, "trained") for metric in ("KID", "FID", "IS")), spent]
+    assert kinds(committed) == [("KID", "trained"), ("FID", "trained"), spent]
     assert {row.paper for row in (*namespace["judged"], *committed)} == {None}
 
     tables = tomllib.loads((ROOT / "book" / "papers" / "drl.toml").read_text())["table"]

@@ -1,4 +1,4 @@
-"""How good images are: FID, KID and IS on a net's features, and nearest neighbors.
+"""How good images are: FID, KID and IS on a net's features, a ladder of known images, and nearest neighbors.
 
 A score with anything but the standard Inception is never called plain: `score_name` says what it is.
 """
@@ -11,6 +11,7 @@ from importlib import metadata
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ebmlib import data
 from ebmlib.core import evaluating
@@ -243,6 +244,25 @@ def _inception_score(splits: Sequence[Tensor]) -> Tensor:
 
 def _shuffled(n: int, rng: torch.Generator | None) -> Tensor:
     return torch.randperm(n, generator=rng, device=rng.device if rng is not None else "cpu").cpu()
+
+
+def ladder(images: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Real images (N, C, H, W) and what is made of them, by name and as large: a scale for the scores of a judge.
+
+    With noise (its standard deviation in [-1, 1] units), pooled, N draws of the Gaussian with their mean and
+    covariance, noise from U(-1, 1), and their mean image; clamped to [-1, 1]. Judge them by other real images.
+    """
+    x = data.to_float(images)
+    normal = lambda *size: torch.randn(*size, generator=rng, device=x.device)
+    mean, n = x.mean(0, keepdim=True), len(x)
+    noisy = {f"noise {std:g}": x + std * normal(*x.shape) for std in (0.1, 0.2, 0.3)}
+    pool = lambda k: F.interpolate(F.avg_pool2d(x, k), x.shape[2:])
+    pooled = {f"pooled {k} x {k}": pool(k) for k in (2, 4)}
+    # Mixtures of the centered images: their covariance is that of the images, whatever its rank.
+    gaussian = mean + (normal(n, n) / (n - 1) ** 0.5 @ (x - mean).flatten(1)).reshape(x.shape)
+    uniform = 2 * torch.rand(x.shape, generator=rng, device=x.device) - 1
+    rest = {"one Gaussian": gaussian, "uniform noise": uniform, "mean image": mean.expand_as(x)}
+    return {name: one.clamp(-1, 1) for name, one in ({"real": x} | noisy | pooled | rest).items()}
 
 
 def nearest_neighbors(x: Tensor, others: Tensor, k: int = 1, chunk: int = 8192) -> tuple[Tensor, Tensor]:

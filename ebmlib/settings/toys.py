@@ -42,7 +42,7 @@ class MLToy(Settings):
     temperature: float = value(1.0, "of the training chains; the density judged is exp(-E / temperature)", above=0)
     span: float = value(4.5, "half side of the data's box after scaling", above=0)
     width: int = value(128, "the net, three hidden layers", smoke=16, quick=64, low=2)
-    iterations: int = value(10_000, smoke=20, quick=1200, low=1)
+    iterations: int = value(10_000, smoke=20, quick=1100, low=1)
     batch: int = value(256, "data, and chains of each kind", smoke=64, low=1)
     lr: float = value(1e-3, "with a half cosine to 0", quick=3e-3, above=0)
     warmup: int = value(200, quick=50, low=0)
