@@ -1,4 +1,4 @@
-"""How good images are: FID, KID and IS on a net's features, and nearest neighbors.
+"""How good images are: FID, KID and IS on a net's features, nearest neighbors; how well a score tells sets apart.
 
 A score with anything but the standard Inception is never called plain: `score_name` says what it is.
 """
@@ -213,6 +213,26 @@ def _inception_score(splits: Sequence[Tensor]) -> Tensor:
 
 def _shuffled(n: int, rng: torch.Generator | None) -> Tensor:
     return torch.randperm(n, generator=rng, device=rng.device if rng is not None else "cpu").cpu()
+
+
+def auroc(lower: Tensor, higher: Tensor) -> tuple[float, float]:
+    """P(a < b) + P(a = b) / 2 of scores a in lower (n,) and b in higher (m,), with DeLong's standard error (1988).
+
+    The area under the ROC curve of a detector that calls high scores "higher": energies of test images and of another
+    data set, say; 0.5 where the scores tell nothing apart. The two sets are independent, of 2 scores at least.
+    """
+    if min(len(lower), len(higher)) < 2 or lower.isnan().any() or higher.isnan().any():
+        raise ValueError(f"auroc needs 2 or more scores on each side, no NaN; got {len(lower)} and {len(higher)}.")
+
+    def below(of: Tensor, among: Tensor) -> Tensor:
+        """The share of `among` below each of `of`, equal ones counted half."""
+        among = among.sort().values
+        ends = (torch.searchsorted(among, of, right=right) for right in (False, True))
+        return sum(ends) / (2 * len(among))
+
+    of_higher, of_lower = below(higher, lower).double(), 1 - below(lower, higher).double()
+    variance = of_higher.var() / len(higher) + of_lower.var() / len(lower)
+    return of_higher.mean().item(), variance.sqrt().item()
 
 
 def nearest_neighbors(x: Tensor, others: Tensor, k: int = 1, chunk: int = 8192) -> tuple[Tensor, Tensor]:
