@@ -1,4 +1,4 @@
-"""How good images are: FID, KID and IS on a net's features, a ladder of known images, and nearest neighbors.
+"""How good images are: FID, KID and IS on a net's features, a ladder of known images, nearest neighbors, AUROC.
 
 A score with anything but the standard Inception is never called plain: `score_name` says what it is.
 """
@@ -263,6 +263,26 @@ def ladder(images: Tensor, rng: torch.Generator | None = None) -> dict[str, Tens
     uniform = 2 * torch.rand(x.shape, generator=rng, device=x.device) - 1
     rest = {"one Gaussian": gaussian, "uniform noise": uniform, "mean image": mean.expand_as(x)}
     return {name: one.clamp(-1, 1) for name, one in ({"real": x} | noisy | pooled | rest).items()}
+
+
+def auroc(lower: Tensor, higher: Tensor) -> tuple[float, float]:
+    """P(a < b) + P(a = b) / 2 of scores a in lower (n,) and b in higher (m,), with DeLong's standard error (1988).
+
+    The area under the ROC curve of a detector that calls high scores "higher": energies of test images and of another
+    data set, say; 0.5 where the scores tell nothing apart. The two sets are independent, of 2 scores at least.
+    """
+    if min(len(lower), len(higher)) < 2 or lower.isnan().any() or higher.isnan().any():
+        raise ValueError(f"auroc needs 2 or more scores on each side, no NaN; got {len(lower)} and {len(higher)}.")
+
+    def below(of: Tensor, among: Tensor) -> Tensor:
+        """The share of `among` below each of `of`, equal ones counted half."""
+        among = among.sort().values
+        ends = (torch.searchsorted(among, of, right=right) for right in (False, True))
+        return sum(ends) / (2 * len(among))
+
+    of_higher, of_lower = below(higher, lower).double(), 1 - below(lower, higher).double()
+    variance = of_higher.var() / len(higher) + of_lower.var() / len(lower)
+    return of_higher.mean().item(), variance.sqrt().item()
 
 
 def nearest_neighbors(x: Tensor, others: Tensor, k: int = 1, chunk: int = 8192) -> tuple[Tensor, Tensor]:
