@@ -4,6 +4,7 @@ Every Langevin chain of the book is one update, x' = x - a grad E(x) + b xi, at 
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,18 @@ def annealed(steps: Sequence[float], noises: Sequence[float], K: int) -> list[Pa
 def descent(step: Scalar, K: int) -> list[Pair]:
     """Gradient descent on the energy: K pairs (step, 0)."""
     return [(step, 0.0)] * K
+
+
+def check_floor(schedule: Sequence[Pair], narrowest: float) -> None:
+    """Warn where chains of this schedule cannot learn a density that has the width `narrowest` somewhere.
+
+    Their last step adds noise b to whatever came before, so no energy gives the ends less variance than b^2 (2a for
+    ULA), while the update is stable up to a = 2 narrowest^2. Metropolis corrections have no such floor.
+    """
+    b = float(schedule[-1][1])
+    if b >= narrowest:
+        widths = f"chains end with noise of std {b:.3g}, but the density is as narrow as {narrowest:.3g}"
+        warnings.warn(f"{widths}: no energy makes their ends as narrow, so take a shorter step", stacklevel=2)
 
 
 def reflected(box: float) -> Callable[[Tensor], Tensor]:

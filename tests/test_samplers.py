@@ -1,6 +1,7 @@
 """Every sampler against exact moments: the one update with its bias, MALA and HMC without any, leapfrog, tune."""
 
 import math
+import warnings
 import weakref
 from functools import partial
 
@@ -51,6 +52,20 @@ def test_temperature_of_the_published_recipes():
     # The table of recipes: (a, b) and its temperature.
     for a, b, published in [(10, 0.005, 1.3e-6), (1, 0.01, 5e-5), (100, 0.001, 5e-9), (0.5, 2e-2**0.5, 2e-2)]:
         assert samplers.temperature(a, b) == pytest.approx(published, rel=0.05)
+
+
+def test_no_energy_gives_ula_less_variance_than_its_floor_and_the_check_says_where_that_is_too_much():
+    a, s = 0.02, 0.21
+    curvatures = 1 / s**2, 0.99 / a, 1 / a, 1.01 / a, 1.9 / a
+    assert min(stationary_variance(a, math.sqrt(2 * a), w**-0.5) for w in curvatures) == pytest.approx(2 * a)
+    assert 2 * a < s**2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samplers.check_floor(samplers.ula(a, 3), s)
+        samplers.check_floor([(a, 2 * s), (a, 0.5 * s)], s)  # the last step is the one that counts
+    for wide in (samplers.ula(s**2 / 2, 3), [(a, 0.0), (a, 1.01 * s)]):
+        with pytest.warns(UserWarning, match=r"as narrow as 0\.21: no energy"):
+            samplers.check_floor(wide, s)
 
 
 # -- the one update: exact mean and variance on a Gaussian --
