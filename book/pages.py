@@ -49,7 +49,7 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     filled_in = committed_numbers(project) | api.substitutions(project) | {"recipes": recipes.table()}
     if (project.root / "book" / "papers").is_dir():
         (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
-        filled_in |= methods.substitutions(rows)
+        filled_in |= methods.substitutions(rows, outcomes, assets)
         filled_in |= landing.substitutions(papers.load(project.root / "book" / "papers"), outcomes, rows, assets)
     if (project.root / "book" / "performance.md").is_file():
         filled_in |= performance.substitutions(project.root / "data" / "benchmarks")

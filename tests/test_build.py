@@ -688,12 +688,11 @@ def test_a_paper_row_takes_ours_of_its_own_settings_where_names_are_the_same(tmp
     assert re.findall(r"<strong>(.*?)</strong>", line) == ["4"]
 
 
-def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
+def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure(tmp_path: Path):
     def of(method: str, kl: float | None, mmd: float, preset: str, lost: float = 0.0) -> list[results.Row]:
-        row = partial(results.Row, dataset="toy", preset=preset, seed=0, device="CPU")
+        row = partial(results.Row, dataset="toy", preset=preset, seed=[0, 1, 2, 3, 4], device="CPU")
         found = [row(f"KL to the truth, {method}", kl, 0.01)] if kl is not None else []
-        found += [row(f"evaluations, {method}", 1.0, seconds=3.0), row(f"diverged, {method}", lost)]
-        return [*found, row(f"MMD^2 of samples, {method}", mmd)]
+        return [*found, row(f"diverged, {method}", lost), row(f"MMD^2 of samples, {method}", mmd)]
 
     rows = [*of("data", 0.0, 0.0, "paper"), *of("slow", 0.1, 0.9, "paper"), *of("fast", 0.7, 0.2, "paper")]
     rows += [*of("lost", None, 0.5, "paper", 1.0), *of("slow", 9.0, 0.1, "quick"), *of("near", 0.12, 0.8, "paper")]
@@ -701,16 +700,14 @@ def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
     found: dict = {}
     for row in rows:
         found.setdefault(("methods_toy", row.name, row.dataset), []).append(row)
-    page = methods.substitutions(papers.Rows(found, complete=True))
-    assert page["methods_source"] == "preset paper, CPU"
-    said = "- **toy**. Closest as a density: *slow* and *near*, not told apart; then *fast*. "
-    said += "Closest in its samples: *fast*; then *near*."
-    assert page["methods_best"] == said
-    assert dict(re.findall(r"<th scope=.row.>(\w+)</th><td>(.*?)</td>", page["methods_table"])) == {
-        "slow": "0.100 ± 0.010", "fast": "0.700 ± 0.010", "near": "0.120 ± 0.010",
-        "lost": "diverged", "rash": "0.010 ± 0.010 (80% diverged)",
-    }  # fmt: skip
-    assert "no rows of" in methods.substitutions(papers.Rows({}, complete=True))["methods_source"]
+    page = methods.substitutions(papers.Rows(found, complete=True), [], tmp_path)
+    assert page["methods_source"] == "preset paper, 5 seeds, CPU"
+    best, lost = page["methods_best"].split(" Lost seeds: ")
+    assert re.findall(r"\*(\w+)\*", best) == ["toy", "slow", "near", "fast", "fast", "near"]
+    assert best.index("near*, within two standard errors; then *fast") > 0
+    assert lost == "*lost* (5 of 5), *rash* (4 of 5)."
+    assert page["methods_figure"] == ""
+    assert "no rows of" in methods.substitutions(papers.Rows({}, complete=True), [], tmp_path)["methods_source"]
 
 
 def test_the_first_page_wants_every_picture_and_number_once_all_notebooks_have_run(tmp_path: Path):
