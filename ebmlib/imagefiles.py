@@ -192,8 +192,9 @@ def _read_pictures(place: Path, members: Mapping[str, Reader], left_out: Counter
 def _pictures(encoded: Iterable[tuple[str, Reader]], where: str, changes: Counter[str]) -> Iterator[Tensor]:
     """Decode (name, reader) pairs; RuntimeError at the end counts those that are unreadable and names the first."""
     changes.clear()
-    unreadable, total = [], 0
-    for total, (name, get) in enumerate(encoded, 1):
+    unreadable, count = [], 0
+    for name, get in encoded:
+        count += 1
         try:
             picture = _picture(get, changes)
         except Exception as error:  # decoders raise nearly anything on a damaged file
@@ -201,10 +202,8 @@ def _pictures(encoded: Iterable[tuple[str, Reader]], where: str, changes: Counte
             continue
         yield picture
     if unreadable:
-        more = ", ..." * (len(unreadable) > 3)
-        raise RuntimeError(
-            f"{len(unreadable)} of {total} files cannot be read as images: {', '.join(unreadable[:3])}{more}"
-        )
+        first = ", ".join(unreadable[:3]) + ", ..." * (len(unreadable) > 3)
+        raise RuntimeError(f"{len(unreadable)} of {count} files cannot be read as images: {first}")
 
 
 def _picture(get: Reader, changes: Counter[str]) -> Tensor:
