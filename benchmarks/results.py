@@ -165,9 +165,7 @@ def execute(run: Run, deadline: float = math.inf) -> list[results.Row]:
     limit = LIMIT.get(run.preset, OTHERS)
     slow = f", more than the {limit / 60:.0f} that a seed may take" if run.seconds > limit else ""
     print(f"{run.name}: done in {run.seconds / 60:.0f} minutes{slow}", flush=True)
-    others = [path for path in (ROOT / "data" / "results").glob("*.json") if path.stem != run.file]
-    shown = [row for path in others for row in results.load(path)[0]]  # a page shows rows of other runs, too
-    return [row for row in results.read(run.executed) if row.preset == run.preset and row not in shown]
+    return results.read(run.executed)
 
 
 def write(runs: Sequence[Run], rows: Sequence[results.Row], commit: str) -> None:

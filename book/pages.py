@@ -49,7 +49,7 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     filled_in = committed_numbers(project) | api.substitutions(project) | {"recipes": recipes.table()}
     if (project.root / "book" / "papers").is_dir():
         (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
-        filled_in |= methods.substitutions(rows)
+        filled_in |= methods.substitutions(rows, outcomes, assets)
         filled_in |= landing.substitutions(papers.load(project.root / "book" / "papers"), outcomes, rows, assets)
     if (project.root / "book" / "performance.md").is_file():
         filled_in |= performance.substitutions(project.root / "data" / "benchmarks")
@@ -86,13 +86,17 @@ def configured(config: dict, address: str | None) -> dict:
 def committed_numbers(project: Project) -> dict[str, str]:
     """What prose may quote as {{ notebook_result_dataset }}: the first row of that name among the committed ones.
 
-    Means over seeds come first in those files. An unknown name is a warning, which stops a strict build.
+    Means over seeds come first in those files; {{ ..._seeds }} has the numbers of the single seeds in place of a mean.
+    An unknown name is a warning, which stops a strict build.
     """
     numbers: dict[str, str] = {}
     for path in papers.committed_files(project):
-        for row in results.load(path)[0]:
+        rows = results.load(path)[0]
+        for row in rows:
             key = re.sub(r"[^a-z0-9]+", "_", f"{path.stem} {row.name} {row.dataset}".lower()).strip("_")
             numbers.setdefault(key, results.quantity(row.value, row.se))
+            if each := papers.of_each_seed(row, rows):
+                numbers.setdefault(f"{key}_seeds", ", ".join(f"{one.value:.3g}" for one in each))
     return numbers
 
 
@@ -262,7 +266,7 @@ def _title(outcome: Outcome) -> str:
 
 def _tables(project: Project, outcome: Outcome) -> list[tuple[str, str]]:
     """(what it is, HTML table) of the page's own rows and of the committed ones, where there are any."""
-    own = papers.own_rows(project, outcome)
+    own = papers.own_rows(outcome)
     tables = [("As this book's build ran it:", results.as_html(own))] if own else []
     committed = project.root / "data" / "results" / f"{outcome.plan.name}.json"
     if committed.is_file():

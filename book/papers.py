@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class Rows:
 
     found: dict[tuple[str, str, str], list]
     complete: bool  # whether every notebook's page was made at quick: then a row that is missing is an error
+    seeds: dict[tuple[str, str, str], list] = field(default_factory=dict)  # those of each seed behind the first mean
 
     def of(self, notebook: str, name: str, dataset: str) -> list:
         return self.found.get((notebook, name, dataset), [])
@@ -37,25 +38,34 @@ def committed_files(project: Project) -> list[Path]:
     return sorted((project.root / "data" / "results").glob("*.json"))
 
 
-def own_rows(project: Project, outcome: Outcome) -> list:
-    """The rows that a page's run made. A page shows committed rows, too: those are not its own."""
+def own_rows(outcome: Outcome) -> list:
+    """The rows that a page's run made."""
     if outcome.notebook is None or results.MIME not in outcome.notebook.read_text(encoding="utf-8"):
         return []
-    elsewhere = [row for path in committed_files(project) for row in results.load(path)[0]]
-    return [row for row in results.read(outcome.notebook) if row not in elsewhere]
+    return results.read(outcome.notebook)
+
+
+def of_each_seed(mean, rows: list) -> list:
+    """The rows of single seeds that a mean was taken over; [] for a row of one seed."""
+    alike = lambda row: (row.name, row.dataset, row.protocol, row.preset)
+    seeds = mean.seed if isinstance(mean.seed, list) else []
+    return [row for row in rows if row.seed in seeds and alike(row) == alike(mean)]
 
 
 def collect(project: Project, outcomes: list[Outcome]) -> Rows:
     """Committed rows as means over their seeds, then those of the build's own executions that are not the same."""
     found: dict[tuple[str, str, str], list] = {}
+    seeds: dict[tuple[str, str, str], list] = {}
     for path in committed_files(project):
-        for row in results.summary(results.load(path)[0]):
+        loaded = results.load(path)[0]
+        for row in results.summary(loaded):
             found.setdefault((path.stem, row.name, row.dataset), []).append(row)
+            seeds.setdefault((path.stem, row.name, row.dataset), of_each_seed(row, loaded))
     for outcome in outcomes:
-        for row in own_rows(project, outcome):
+        for row in own_rows(outcome):
             found.setdefault((outcome.plan.name, row.name, row.dataset), []).append(row)
     complete = project.preset == "quick" and all(outcome.error is None for outcome in outcomes)
-    return Rows(found, complete)
+    return Rows(found, complete, seeds)
 
 
 def load(folder: Path) -> list[dict]:
@@ -124,7 +134,10 @@ def _answers(asked: dict, rows: Rows) -> list[str]:
     found = [row for row in found if row.protocol.endswith(asked.get("at", ""))]
     if not found and rows.complete:
         raise LookupError(f"book/papers asks for {asked}, and no run made such a row.")
-    number = lambda row: f"<strong>{html.escape(value(row))}</strong>"
+    # each_seed: for rows whose seeds are so far apart that a mean describes none of them.
+    each = rows.seeds.get((asked["notebook"], asked["name"], asked["dataset"]), []) if asked.get("each_seed") else []
+    text = lambda row: ", ".join(map(value, each)) if each and isinstance(row.seed, list) else value(row)
+    number = lambda row: f"<strong>{html.escape(text(row))}</strong>"
     about = lambda row: html.escape(f"{row.name}; {row.dataset}; {taken(row, found)}")
     return [f'{number(row)} <small class="ebm-results-note">{about(row)}</small>' for row in found]
 

@@ -3,14 +3,18 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CellType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 Energy = Callable[[Tensor], Tensor]
 Rng = torch.Generator | None  # None: the global generator
 LOG_2PI = math.log(2 * math.pi)
+trained: set[nn.Module] = set()  # the `norms` of the nets that `fit` trains now
 
 
 def flat_sum(x: Tensor) -> Tensor:
@@ -31,13 +35,38 @@ def expand(value: float | Tensor, x: Tensor) -> float | Tensor:
 
 
 def checked(energy: Energy, x: Tensor) -> Tensor:
-    """E(x); ValueError unless it has shape (B,): a forgotten sum would mix gradients silently."""
+    """E(x); ValueError unless it is a tensor of shape (B,): a forgotten sum would mix gradients silently."""
     value, one_each = energy(x), x.shape[:1]
-    if value.shape != one_each:
-        raise ValueError(
-            f"an energy must return shape {tuple(one_each)}, one number a sample; got {tuple(value.shape)}"
-        )
+    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if got != tuple(one_each):
+        raise ValueError(f"an energy must return a tensor of shape {tuple(one_each)}, one number per sample; got {got}")
     return value
+
+
+def _nets(part: Any, depth: int = 4) -> Iterator[nn.Module]:
+    """The modules that an energy calls: itself, or those that a function, method or partial holds or names."""
+    if isinstance(part, nn.Module):
+        yield from part.modules()
+    elif depth and callable(part):
+        code, scope = getattr(part, "__code__", None), getattr(part, "__globals__", {})
+        inside = [scope.get(name) for name in code.co_names] if code else []
+        inside += [cell.cell_contents for cell in getattr(part, "__closure__", None) or () if cell != CellType()]
+        inside += [getattr(part, "__self__", None), getattr(part, "func", None), *getattr(part, "args", ())]
+        for one in inside:
+            yield from _nets(one, depth - 1)
+
+
+def norms(net: nn.Module | Energy) -> set[nn.Module]:
+    """The layers of a net, or of an energy's nets, that now mix the samples of a batch: BatchNorm in train mode."""
+    found = {m for m in _nets(net) if isinstance(m, _BatchNorm)}
+    return {m for m in found if m.training or m.running_mean is None or m in trained}
+
+
+def uncoupled(energy: Energy) -> None:
+    """ValueError if samples of a batch meet in the energy, in this mode or in the one in which `fit` trains it."""
+    for layer in norms(energy):
+        couples = "where the energy of a sample depends on the others in its batch: take GroupNorm or no norm"
+        raise ValueError(f"the energy has {type(layer).__name__} in train mode, {couples}")
 
 
 def by_autograd(energy: Energy, x: Tensor, create_graph: bool = False) -> tuple[Tensor, Tensor]:
@@ -45,7 +74,12 @@ def by_autograd(energy: Energy, x: Tensor, create_graph: bool = False) -> tuple[
     with torch.enable_grad():
         point = x if x.requires_grad and create_graph else x.detach().requires_grad_(True)
         value = checked(energy, point)
-        (grad,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph)
+        grad = None
+        if value.requires_grad:
+            (grad,) = torch.autograd.grad(value.sum(), point, create_graph=create_graph, allow_unused=True)
+        if grad is None:
+            how = "compute it from x by torch operations, without detach, no_grad or NumPy"
+            raise ValueError(f"the energy has no gradient in x: {how}")
     return (value, grad) if create_graph else (value.detach(), grad)
 
 
@@ -57,7 +91,12 @@ def energy_and_grad(energy: Energy, x: Tensor, create_graph: bool = False) -> tu
 
     The gradient of the sum is the per-sample gradient because energies have no batch coupling.
     """
-    return by_autograd(energy, x, create_graph=True) if create_graph else way(energy, x)
+    with torch.inference_mode(False):  # chains may run inside it, from tensors made there
+        x = x.clone() if x.is_inference() else x
+        if create_graph:
+            uncoupled(energy)
+            return by_autograd(energy, x, create_graph=True)
+        return way(energy, x)
 
 
 @contextmanager

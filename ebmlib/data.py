@@ -4,6 +4,7 @@ Looked for in the folder EBM_DATA, the checkout's data/, then the user's cache; 
 torchvision holds the addresses and hashes of its sets. data/README.md says where a set comes from and where to put it.
 """
 
+import contextlib
 import difflib
 import os
 import tempfile
@@ -20,23 +21,26 @@ from torch import Tensor
 from ebmlib import imagefiles
 
 CHECKOUT = Path(__file__).resolve().parents[1] / "data"
-BUNDLED = CHECKOUT / "fashion-mnist"  # what a notebook on the bundled set depends on
 
 
 class Source(NamedTuple):
-    """What `images` really returned; `note` is the banner sentence when it is not what was asked for."""
+    """What `images` really returned; `note` says in one sentence what stands in for the set, or what a folder gave.
+
+    `name` has the absolute path of a folder. `sha256` is that of the images, where no published hash vouches for them.
+    """
 
     name: str
     split: str
     fallback: bool = False
     note: str = ""
+    sha256: str = ""
 
 
 class Set(NamedTuple):
     """One line of the table below: how a set is called, split and stored, and where it comes from."""
 
     title: str
-    splits: tuple[str, ...]  # empty: whatever subfolders there are
+    splits: tuple[str, ...]  # empty: what its folders are named for (`imagefiles.splits`)
     places: tuple[str, ...]  # any one of these under a data folder is the set
     origin: str
     size: int | None = None  # pixels when the caller names none
@@ -74,7 +78,8 @@ def images(
 
     Photographs are cropped to the central square, then resized with antialiasing to `size` pixels; 28 to 32 pads zeros.
     FileNotFoundError if the set is missing and cannot be downloaded, unless `fallback` puts Fashion-MNIST in its place.
-    `root` replaces the search; a download ends after `timeout` seconds without data.
+    `root` replaces the search; a download ends after `timeout` seconds without data. What was read from a folder or an
+    archive, changed and left out is printed in one line.
     """
     kind, path = _parse("cifar10" if name is None else name, split)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -89,8 +94,15 @@ def images(
         note = f"{SETS[kind].title} {missing.reason}: this run uses the bundled Fashion-MNIST instead."
         return x, source._replace(fallback=True, note=note)
     raw = imagefiles.read_set(kind, place, split)
-    x = imagefiles.processed(raw, size or SETS[kind].size, cache_folder() / "processed", kind)
-    return x, Source(name or kind, split)
+    x, sha256, changes = imagefiles.processed(raw, size or SETS[kind].size, cache_folder, kind)
+    name = f"{kind}:{place.resolve()}" if path else kind
+    if raw.left_out is None:
+        return x, Source(name, split, sha256=sha256)
+    kinds = [f"; {about}: {what}" for about, counts in (("changed", changes), ("left out", raw.left_out))
+             if (what := imagefiles.counted(counts))]  # fmt: skip
+    note = f"{name}, split {split}: {len(x):,} images" + "".join(kinds)
+    print(note, flush=True)
+    return x, Source(name, split, note=note, sha256=sha256)
 
 
 def labels(name: str, split: str = "train", *, root: str | Path | None = None) -> Tensor:
@@ -120,21 +132,25 @@ def find(name: str, split: str = "train", root: str | Path | None = None) -> Pat
 
 
 def held_out(name: str) -> str:
-    """The split to judge on: the first of test, val and train that the set has; at a path of one's own it is train."""
+    """The split to judge on: the first of test, val and train that the set has."""
     kind, path = _parse(name, "train")
     there = () if path else SETS[kind].splits
+    if not there and (place := find(name)):
+        there = imagefiles.splits(place)
     return next((split for split in ("test", "val") if split in there), "train")
 
 
 def to_float(x: Tensor) -> Tensor:
-    """Images as float32 in [-1, 1]: uint8 as x / 127.5 - 1 (DRL, released code), floats as they are."""
-    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
+    """Images as floats of torch's default type: uint8 as x / 127.5 - 1 in [-1, 1] (DRL, released code), or unscaled."""
+    real = x.to(torch.get_default_dtype())
+    return real / 127.5 - 1 if x.dtype == torch.uint8 else real
 
 
 def to_bytes(x: Tensor) -> Tensor:
     """Images (N, C, H, W), float in [-1, 1] or uint8, as uint8: clamped and rounded, as a stored image is.
 
-    A metric thus sees data and samples at the same precision. NaN, other types and other shapes are a ValueError.
+    A metric thus sees data and samples at the same precision. Values that are not finite, other types and other shapes
+    are a ValueError.
     """
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"images must have shape (N, 1, H, W) or (N, 3, H, W), got {tuple(x.shape)}.")
@@ -142,8 +158,8 @@ def to_bytes(x: Tensor) -> Tensor:
         return x
     if not x.is_floating_point():
         raise ValueError(f"images must be uint8 or float in [-1, 1], got {x.dtype}.")
-    if x.isnan().any():
-        raise ValueError(f"{int(x.isnan().flatten(1).any(1).sum())} of {len(x)} images contain NaN.")
+    if not x.isfinite().all():
+        raise ValueError(f"{int((~x.isfinite()).flatten(1).any(1).sum())} of {len(x)} images are not finite.")
     return ((x.detach() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -156,16 +172,26 @@ def dequantized(x: Tensor, rng: torch.Generator | None = None) -> Tensor:
 
 
 def cache_folder() -> Path:
-    """The user's cache: $XDG_CACHE_HOME/ebmlib, else ~/.cache/ebmlib."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmlib"
+    """The user's cache: $XDG_CACHE_HOME/ebmlib, else ~/.cache/ebmlib; OSError if there is no home folder either."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebmlib"
+    except RuntimeError:
+        raise OSError("there is no home folder, and XDG_CACHE_HOME is not set") from None
 
 
 def roots(root: str | Path | None = None) -> list[Path]:
-    """The folders that are searched: `root`, or EBM_DATA, the checkout's data/ and the user's cache, in this order."""
+    """The folders that are searched: `root`, or EBM_DATA, the checkout's data/ and the user's cache, in this order.
+
+    A cache in a home that is not there or is closed to this user is left out.
+    """
     if root:
         return [Path(root).expanduser()]
     own = os.environ.get("EBM_DATA")
-    return [*([Path(own).expanduser()] if own else []), CHECKOUT, cache_folder()]
+    places = [*([Path(own).expanduser()] if own else []), CHECKOUT]
+    with contextlib.suppress(OSError):
+        (cache := cache_folder()).exists()
+        places.append(cache)
+    return places
 
 
 class Missing(FileNotFoundError):
@@ -205,9 +231,9 @@ def _locate(kind: str, path: str, split: str, root: str | Path | None, download:
         raise FileNotFoundError(f"{kind}:{path} names a file or folder that does not exist")
     spec, reason = SETS[kind], "is not on this machine"
     if download and kind in imagefiles.TORCHVISION:
-        # Never into the checkout: a download must not look like a file of the repository.
-        folder = Path(root or os.environ.get("EBM_DATA") or cache_folder()).expanduser()
         try:
+            # Never into the checkout: a download must not look like a file of the repository.
+            folder = Path(root or os.environ.get("EBM_DATA") or cache_folder()).expanduser()
             for file, md5, addresses in _remote_files(kind, split):
                 fetch(addresses, folder / file, md5, timeout)
             return find(kind, split, root)

@@ -7,13 +7,17 @@ import gzip
 import hashlib
 import importlib
 import io
+import json
+import os
 import pickle
 import re
 import shutil
 import tarfile
 import tempfile
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,20 +40,24 @@ TORCHVISION = {
     "svhn": "SVHN", "celeba": "CelebA",
 }  # fmt: skip
 CELEBA_TABLES = ("list_eval_partition.txt", "list_attr_celeba.txt")
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 Reader = Callable[[], bytes]
 
 
 class Raw(NamedTuple):
     """A set as its files hold it: `chunks()` yields uint8 (k, C, H, W), n images in all.
 
-    `stamp` names the files' states if the set is large and should be processed once, and is empty otherwise.
+    `stamp` names the files' states if the set is large and should be processed once, and is empty otherwise. `changes`
+    counts, by kind, the images that `chunks` had to change; `left_out` the files of a folder that are not among them.
     """
 
     n: int
     chunks: Callable[[], Iterator[Tensor]]
     labels: Tensor | None = None
     stamp: tuple = ()
+    changes: Mapping[str, int] | None = None
+    left_out: Mapping[str, int] | None = None
 
 
 def read_set(kind: str, place: Path, split: str) -> Raw:
@@ -60,7 +68,7 @@ def read_set(kind: str, place: Path, split: str) -> Raw:
         return _read_lsun(place)
     if kind not in TORCHVISION:  # a folder or an archive
         batches = _batches(place, split) if kind == "imagenet32" else {}
-        return _read_batches(place, batches) if batches else _read_pictures(place, _of_split(place, split))
+        return _read_batches(place, batches) if batches else _read_pictures(place, *_of_split(place, split))
     cls = torchvision_class(kind)
     if kind == "mnist":
         return _read_idx(place, split, dict(cls.resources))
@@ -148,7 +156,7 @@ def _read_celeba(cls, place: Path, split: str) -> Raw:
     number = {"train": "0", "valid": "1", "test": "2"}.get(split)  # None: all
     names = [name for name, part in parts if number in (part, None)]
     values = {name: row for name, *row in attributes[2:]}  # after their count and their names
-    members = {Path(name).name: (name, get) for name, get in _entries(where, IMAGE_ENDINGS)}
+    members = {Path(name).name: (name, get) for name, get in _files(where) if get}
     if lost := [name for name in names if name not in members]:
         raise RuntimeError(f"{where} is incomplete: {lost[0]} is not in it")
     labels = torch.tensor([[value == "1" for value in values[name]] for name in names]).long()
@@ -165,72 +173,154 @@ def _read_lsun(place: Path) -> Raw:
     except lmdb.Error as error:
         raise RuntimeError(f"{place} cannot be read as an LMDB folder: {one_line(error)}") from None
 
+    changes: Counter[str] = Counter()
+
     def chunks():
         with opened() as base, base.begin() as transaction:
-            for key, value in transaction.cursor():
-                yield _picture(lambda value=value: bytes(value), f"{place}:{key.decode(errors='replace')}")
+            encoded = ((key.decode(errors="replace"), partial(bytes, value)) for key, value in transaction.cursor())
+            yield from _pictures(encoded, f"{place}:", changes)
 
-    return Raw(n, chunks, stamp=_stamp(place / "data.mdb"))
-
-
-def _read_pictures(place: Path, members: Mapping[str, Reader]) -> Raw:
-    if not members:
-        raise FileNotFoundError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS)})")
-    between = "/" if place.is_dir() else ":"
-    chunks = lambda: (_picture(get, f"{place}{between}{name}") for name, get in members.items())
-    return Raw(len(members), chunks, stamp=_stamp_of(place, members))
+    return Raw(n, chunks, stamp=_stamp(place / "data.mdb"), changes=changes)
 
 
-def _picture(get: Reader, name: str) -> Tensor:
-    """An encoded image as uint8 (1, 3, s, s): upright, RGB, the central square of the shorter side s."""
+def _read_pictures(place: Path, members: Mapping[str, Reader], left_out: Counter[str] | None = None) -> Raw:
+    changes: Counter[str] = Counter()
+    chunks = partial(_pictures, members.items(), f"{place}{'/' if place.is_dir() else ':'}", changes)
+    return Raw(len(members), chunks, None, _stamp_of(place, members), changes, left_out)
+
+
+def _pictures(encoded: Iterable[tuple[str, Reader]], where: str, changes: Counter[str]) -> Iterator[Tensor]:
+    """Decode (name, reader) pairs; RuntimeError at the end counts those that are unreadable and names the first."""
+    changes.clear()
+    unreadable, count = [], 0
+    for name, get in encoded:
+        count += 1
+        try:
+            picture = _picture(get, changes)
+        except Exception as error:  # decoders raise nearly anything on a damaged file
+            unreadable.append(f"{where}{name} ({one_line(error)})")
+            continue
+        yield picture
+    if unreadable:
+        first = ", ".join(unreadable[:3]) + ", ..." * (len(unreadable) > 3)
+        raise RuntimeError(f"{len(unreadable)} of {count} files cannot be read as images: {first}")
+
+
+def _picture(get: Reader, changes: Counter[str]) -> Tensor:
+    """An encoded image as uint8 (1, 3, s, s): upright, RGB on white, the central square of the shorter side s."""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(io.BytesIO(get())) as image:
-            if image.mode[0] in "IF":  # PIL clips these to white without a word
-                raise ValueError(f"its pixels are of mode {image.mode}, 8 bits a channel are wanted")
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise RuntimeError(f"{name} cannot be read as an image: {one_line(error)}") from None
+    with Image.open(io.BytesIO(get())) as image:
+        if image.mode[0] in "IF":  # PIL clips these to white without a word
+            raise ValueError(f"its pixels are of mode {image.mode}, 8 bits per channel are needed")
+        changes["with several frames (the first is read)"] += getattr(image, "n_frames", 1) > 1
+        image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            changes["with transparency (put on white)"] += image.getextrema()[3][0] < 255
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
     side = min(image.size)
+    changes["cropped to the central square"] += max(image.size) > side
     left, top = (image.width - side) // 2, (image.height - side) // 2  # CelebA, 178 x 218: rows 20 to 197
     pixels = np.array(image.crop((left, top, left + side, top + side)))
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def _of_split(place: Path, split: str) -> dict[str, Reader]:
-    """The images under train/, val/, ... if there is such a part; without one, all images are "train"."""
-    members = dict(_entries(place, IMAGE_ENDINGS))
-    chosen = {name: get for name, get in members.items() if split in Path(name).parts[:2]}
-    if not chosen and split != "train":
-        raise ValueError(f"{place} has no split {split!r}: put its images into a folder {split}/ there, or use train")
-    return chosen or members
+def splits(place: Path) -> list[str]:
+    """The split of each image of a folder, .zip or .tar, in the order of their names: train, val, test, or "" (none).
+
+    Folders with a name of SPLIT_FOLDERS, in any case, are splits if one of them is val or test. They are in `place`, or
+    in a folder there that holds all. Without a training folder the other images are for training; beside one, for none.
+    """
+    return _splits(_images(place)[0])
 
 
-def _entries(place: Path, endings: tuple[str, ...] = ("",)) -> Iterator[tuple[str, Reader]]:
-    """(name, reader) of every file in a folder, .zip or .tar, sorted by name; hidden files are left out."""
+def _splits(names: Iterable[str]) -> list[str]:
+    folders = [Path(name).parts[:-1] for name in names]
+    around = os.path.commonprefix(folders)  # noqa: RUF071 (tuples: the folders that hold all, as in many archives)
+    level = next((i for i, part in enumerate(around) if part.lower() in SPLIT_FOLDERS), len(around))
+    found = [SPLIT_FOLDERS.get("".join(parts[level : level + 1]).lower(), "") for parts in folders]
+    if not {"val", "test"} & {*found}:
+        return ["train"] * len(found)  # a folder called train is a class like the others
+    return found if "train" in found else [split or "train" for split in found]
+
+
+def _of_split(place: Path, split: str) -> tuple[dict[str, Reader], Counter[str]]:
+    """The images of a split, and what else is in a folder or archive, counted by kind."""
+    images, left_out = _images(place)
+    wanted = SPLIT_FOLDERS.get(split.lower(), split)
+    chosen = {}
+    for (name, get), its in zip(images.items(), _splits(images), strict=True):
+        if its == wanted:
+            chosen[name] = get
+        else:
+            left_out[f"of split {its}" if its else "beside the folders of the splits"] += 1
+    if not images:
+        there = f", only {counted(left_out)}" * bool(left_out)
+        raise FileNotFoundError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS)}){there}")
+    if not chosen:
+        raise ValueError(f"{place} has no split {split!r} ({counted(left_out)}): put its images into {split}/ there")
+    return chosen, left_out
+
+
+def _images(place: Path) -> tuple[dict[str, Reader], Counter[str]]:
+    """The images of a folder or archive by name, and how many other files there are of each kind."""
+    images, left_out = {}, Counter()
+    for name, get in _files(place):
+        if get is None:
+            left_out["broken links or special files"] += 1
+        elif any(part.startswith((".", "__MACOSX")) for part in Path(name).parts):
+            left_out["hidden"] += 1
+        elif name.lower().endswith(IMAGE_ENDINGS):
+            images[name] = get
+        else:
+            left_out[Path(name).suffix.lower() or "without an ending"] += 1
+    return images, left_out
+
+
+def counted(kinds: Mapping[str, int]) -> str:
+    """Counts as a part of a sentence: "12 .txt, 1 hidden"."""
+    return ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
+
+
+def _files(place: Path) -> list[tuple[str, Reader | None]]:
+    """(name, reader) of all in a folder, .zip or .tar but folders, sorted by name; no reader where it is no file."""
     try:
         if place.is_dir():
-            names = (file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file())
-            found = [(name, (place / name).read_bytes) for name in names]
-        elif place.suffix == ".zip":
+            named = ((path.relative_to(place).as_posix(), path) for path in _walk(place))
+            found = [(name, path.read_bytes if path.is_file() else None) for name, path in named]
+        elif place.suffix.lower() == ".zip":
             archive = zipfile.ZipFile(place)
-            found = [(m.filename, lambda m=m: archive.read(m)) for m in archive.infolist() if not m.is_dir()]
+            found = [(m.filename, partial(archive.read, m)) for m in archive.infolist() if not m.is_dir()]
         else:
             tar = tarfile.open(place, "r:")  # noqa: SIM115 (its readers come later)
-            found = [(m.name, lambda m=m: tar.extractfile(m).read()) for m in tar if m.isfile()]
-    except (zipfile.BadZipFile, tarfile.TarError) as error:
+            read = lambda m: tar.extractfile(m).read()
+            found = [(m.name, partial(read, m) if m.isfile() or m.islnk() else None) for m in tar if not m.isdir()]
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise RuntimeError(f"{place} cannot be read as a folder, .zip or plain .tar: {one_line(error)}") from None
-    for name, get in sorted(found, key=lambda f: f[0]):
-        hidden = any(part.startswith((".", "__MACOSX")) and part != "." for part in Path(name).parts)
-        if name.lower().endswith(endings) and not hidden:
-            yield name, get
+    return sorted(found, key=lambda f: f[0])
+
+
+def _walk(place: Path) -> Iterator[Path]:
+    """All that is below a folder but folders; linked folders are entered last and each only once, so loops end."""
+    seen, folders, links = set(), [place], []
+    while folders or links:
+        folder = folders.pop() if folders else links.pop()
+        if (real := folder.resolve()) in seen:
+            continue
+        seen.add(real)
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            else:
+                yield path
 
 
 def _batches(place: Path, split: str) -> dict[str, Reader]:
     """Downsampled ImageNet: train_data_batch_1 to 10 in the order of their numbers, or val_data; .npz or pickle."""
     pattern = re.compile(r"train_data_batch_(\d+)(\.npz)?" if split == "train" else r"val_data()(\.npz)?")
-    found = [(pattern.fullmatch(Path(name).name), name, get) for name, get in _entries(place)]
+    found = [(pattern.fullmatch(Path(name).name), name, get) for name, get in _files(place) if get]
     numbered = sorted(((int(m[1] or 0), name, get) for m, name, get in found if m), key=lambda f: f[:2])
     return {name: get for _, name, get in numbered}
 
@@ -276,45 +366,68 @@ def resized(x: Tensor, size: int | None) -> Tensor:
     return torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
 
 
-def processed(raw: Raw, size: int | None, folder: Path, kind: str) -> Tensor:
-    """All images of a set at `size` pixels (None: as they are), uint8 (N, C, H, W).
+def processed(raw: Raw, size: int | None, cache: Callable[[], Path], kind: str) -> tuple[Tensor, str, dict[str, int]]:
+    """All images at `size` pixels (None: as they are), uint8 (N, C, H, W); their SHA-256 and the counts of changes.
 
-    A large set is processed once into a .npy file in `folder` and mapped into memory, copy on write: the file stays.
+    A large set is processed once into a .npy file in cache(), and mapped into memory, copy on write: the file stays.
+    Without a cache that can be written, they are computed anew, with a warning. Other sets have no SHA-256.
     """
     if not raw.stamp:
-        return torch.cat([resized(chunk, size) for chunk in raw.chunks()])
-    key = hashlib.sha256(repr((1, kind, size, raw.stamp)).encode()).hexdigest()[:20]  # 1: version of the processing
-    file = folder / f"{kind}-{size or 'as-is'}-{key}.npy"
-    if not file.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        return torch.cat([resized(chunk, size) for chunk in raw.chunks()]), "", {}
+    key = hashlib.sha256(repr((2, kind, size, raw.stamp)).encode()).hexdigest()[:20]  # 2: version of the processing
+    try:
+        file = cache() / "processed" / f"{kind}-{size or 'as-is'}-{key}.npy"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
             with atomic(file) as draft:
                 _write(raw, size, draft)
-        except OSError as error:
-            raise RuntimeError(f"{file} cannot be written ({one_line(error)}): set XDG_CACHE_HOME elsewhere") from None
-    return torch.from_numpy(np.load(file, mmap_mode="c"))
+        x = np.load(file, mmap_mode="c")
+        with open(file, "rb") as behind:
+            behind.seek(x.offset + x.nbytes)
+            about = json.load(behind)
+        return torch.from_numpy(x), about["sha256"], about["changes"]
+    except OSError as error:
+        advice = "set XDG_CACHE_HOME to a folder that can be written"
+        warnings.warn(f"the images are processed anew in every run ({one_line(error)}): {advice}", stacklevel=3)
+    x = torch.cat([*_resized(raw, size)])
+    return x, hashlib.sha256(x.numpy().tobytes() + repr(tuple(x.shape)).encode()).hexdigest(), raw.changes
+
+
+def _resized(raw: Raw, size: int | None) -> Iterator[Tensor]:
+    """The chunks at `size` pixels; ValueError where images differ in size, RuntimeError where some are missing."""
+    shape, count = None, 0
+    for chunk in raw.chunks():
+        x = resized(chunk, size)
+        shape = shape or x.shape[1:]
+        if x.shape[1:] != shape:
+            raise ValueError(f"the images differ in size ({shape[1]} and {x.shape[2]} pixels): pass size")
+        count += len(x)
+        yield x
+    if count != raw.n or not count:
+        raise RuntimeError(f"{count} images were found where {raw.n or 'at least one'} should be")
 
 
 def _write(raw: Raw, size: int | None, path: Path) -> None:
+    """A .npy file, with its SHA-256 and the counts of changes as JSON behind the array."""
     # Plain writes, not a writable memory map: on a full disk a map kills the process where a write raises.
-    shape, written = None, 0
+    total, shape = hashlib.sha256(), None
     with open(path, "wb") as file:
-        for chunk in raw.chunks():
-            x = resized(chunk, size).numpy()
+        for x in _resized(raw, size):
             if shape is None:
-                shape = x.shape[1:]
-                header = {"descr": "|u1", "fortran_order": False, "shape": (raw.n, *shape)}
+                shape = (raw.n, *x.shape[1:])
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
-            if x.shape[1:] != shape:
-                raise ValueError(f"the images differ in size ({shape[1]} and {x.shape[2]} pixels): pass size")
-            file.write(x.tobytes())  # tobytes: row by row, whatever the strides
-            written += len(x)
-    if written != raw.n or not written:
-        raise RuntimeError(f"{written} images were found where {raw.n or 'at least one'} should be")
+            rows = x.numpy().tobytes()  # row by row, whatever the strides
+            total.update(rows)
+            file.write(rows)
+        total.update(repr(shape).encode())
+        file.write(json.dumps({"sha256": total.hexdigest(), "changes": raw.changes}).encode())
 
 
 def _stamp(*paths: Path) -> tuple:
-    return tuple((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths)
+    states = ((path, path.stat()) for path in paths)
+    # The change time as well: another picture may have the size and the modification time of the one it replaces.
+    return tuple((str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in states)
 
 
 def _stamp_of(place: Path, members: Mapping[str, Reader]) -> tuple:

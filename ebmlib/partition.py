@@ -21,7 +21,7 @@ Kernel = Callable[..., tuple[Tensor, Info]]  # kernel(energy, x, rng=rng), leavi
 
 def grid(box: float, n: int, device: torch.device | str | None = None) -> Tensor:
     """Midpoints of n x n equal cells on [-box, box]^2 as (n * n, 2); y is the slow index, x the fast one."""
-    line = (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * (2 * box / n) - box
+    line = (torch.arange(n, device=device, dtype=torch.get_default_dtype()) + 0.5) * (2 * box / n) - box
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
 
@@ -142,8 +142,8 @@ class Annealed(NamedTuple):
 
 def geometric(first: Energy, last: Energy, betas: Sequence[float]) -> list[Energy]:
     """The path (1 - beta) E_first + beta E_last, one energy for each beta; betas rise from 0 to 1 (Neal, 2001)."""
-    if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1:
-        raise ValueError(f"betas must run from 0 to 1 in at least two values; got {list(map(float, betas))}")
+    if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or any(b < a for a, b in pairwise(betas)):
+        raise ValueError(f"betas must rise from 0 to 1 in at least two values; got {list(map(float, betas))}")
     between = [lambda x, beta=beta: (1 - beta) * first(x) + beta * last(x) for beta in map(float, betas[1:-1])]
     return [first, *between, last]
 
@@ -199,7 +199,8 @@ def importance_chain(log_w: Tensor) -> Estimate:
     log w_{k,i} = E_k(y_i) - E_{k+1}(y_i) at samples y_i of exp(-E_k). The
     error is that of the sum over k of w_{k,i} / mean(w_k), since the levels'
     i-th samples may come from one chain; ess is the smallest of the levels'.
-    Source: DRL, Eqs. 33 to 36, f = -E.
+    The samples must be of exp(-E_k) itself: DRL's conditional chains give
+    others, and then this is no bound. Source: DRL, Eqs. 33 to 36, f = -E.
     """
     log_w = log_w.double()
     M = log_w.shape[1]

@@ -4,7 +4,8 @@ Every Langevin chain of the book is one update, x' = x - a grad E(x) + b xi, at 
 """
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from ebmlib import engine  # reads EBMLIB_ENGINE, too
-from ebmlib.core import Energy, Rng, checked, energy_and_grad, expand, flat_sum
+from ebmlib.core import Energy, Rng, checked, energy_and_grad, expand, flat_sum, uncoupled
 
 Scalar = float | Tensor
 Pair = tuple[Scalar, Scalar]
@@ -29,6 +30,23 @@ class Info(NamedTuple):
     acceptance: Tensor  # mean acceptance probability, 1 for chains without a correction
 
 
+def _need(above_0: bool = False, **given: Scalar | None) -> None:
+    """ValueError for a number that is negative (or 0), infinite or NaN; a look at a tensor would wait for the GPU."""
+    for name, value in given.items():
+        if value is None or isinstance(value, Tensor) or 0 < value < math.inf or (value == 0 and not above_0):
+            continue
+        allowed = "above 0" if above_0 else "of at least 0"
+        raise ValueError(f"{name} = {value}: allowed is a finite number {allowed}")
+
+
+def _start(energy: Energy, x: Tensor) -> Tensor:
+    """The first state of a chain, detached and in the engine's layout; ValueError for what no chain can start from."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise ValueError(f"a chain starts from a tensor of floats (B, *S), not {getattr(x, 'dtype', type(x).__name__)}")
+    uncoupled(energy)
+    return engine.in_layout(x.detach())
+
+
 def temperature(a: Scalar, b: Scalar) -> Scalar:
     """Temperature b^2 / (2 a) of the update x' = x - a grad E + b xi: for small a it samples exp(-E / temperature)."""
     return b**2 / (2 * a)
@@ -36,21 +54,25 @@ def temperature(a: Scalar, b: Scalar) -> Scalar:
 
 def ula(step: Scalar, K: int) -> list[Pair]:
     """Unadjusted Langevin, temperature 1: K pairs (step, sqrt(2 step))."""
+    _need(step=step, K=K)
     return [(step, (2 * step) ** 0.5)] * K
 
 
 def decoupled(step: Scalar, noise: Scalar, K: int) -> list[Pair]:
     """Step and noise chosen apart, as most image recipes do: K pairs (step, noise)."""
+    _need(step=step, noise=noise, K=K)
     return [(step, noise)] * K
 
 
 def decayed(step: Scalar, noise: float, K: int) -> list[Pair]:
     """Noise that falls linearly from `noise` at the first step to 0 at the last (CF-EBM, released code)."""
+    _need(step=step, noise=noise, K=K)
     return [(step, noise * (1 - k / max(K - 1, 1))) for k in range(K)]
 
 
 def annealed(steps: Sequence[float], noises: Sequence[float], K: int) -> list[Pair]:
     """K pairs (a, b) at each level, level after level."""
+    _need(K=K)
     if len(steps) != len(noises):
         raise ValueError(f"annealed needs one noise a step size; got {len(steps)} steps and {len(noises)} noises")
     return [pair for pair in zip(steps, noises) for _ in range(K)]
@@ -58,7 +80,19 @@ def annealed(steps: Sequence[float], noises: Sequence[float], K: int) -> list[Pa
 
 def descent(step: Scalar, K: int) -> list[Pair]:
     """Gradient descent on the energy: K pairs (step, 0)."""
-    return [(step, 0.0)] * K
+    return decoupled(step, 0.0, K)
+
+
+def check_floor(schedule: Sequence[Pair], narrowest: float) -> None:
+    """Warn where chains of this schedule cannot learn a density that has the width `narrowest` somewhere.
+
+    Their last step adds noise b to whatever came before, so no energy gives the ends less variance than b^2 (2a for
+    ULA), while the update is stable up to a = 2 narrowest^2. Metropolis corrections have no such floor.
+    """
+    b = float(schedule[-1][1])
+    if b >= narrowest:
+        widths = f"chains end with noise of std {b:.3g}, but the density is as narrow as {narrowest:.3g}"
+        warnings.warn(f"{widths}: no energy makes their ends as narrow, so take a shorter step", stacklevel=2)
 
 
 def reflected(box: float) -> Callable[[Tensor], Tensor]:
@@ -90,6 +124,8 @@ def _info(x: Tensor, seen: Seen, acceptance: Tensor | None = None) -> Info:
 
 def _update(energy: Energy, x: Tensor, a: Scalar, b: Scalar, rng, clip, project, graph: bool) -> tuple[Tensor, Seen]:
     """x' = x - a grad E(x) + b xi and (E(x), grad E(x)); None in its place where a = 0, which takes no gradient."""
+    _need(a=a, b=b)
+    _need(above_0=True, clip=clip)
     seen = None
     if isinstance(a, Tensor) or a != 0:
         seen = energy_and_grad(energy, x, create_graph=graph)
@@ -127,6 +163,7 @@ def langevin_step(
     A function in place of `rng` gives the noise xi = rng(x). Source: DRL,
     Eq. 4, with a = delta^2 / 2 and b = delta.
     """
+    uncoupled(energy)
     x, seen = _update(energy, x, a, b, rng, clip, project, differentiable)
     return x, _info(x, seen)
 
@@ -134,7 +171,7 @@ def langevin_step(
 def langevin(
     energy: Energy,
     x: Tensor,
-    schedule: Sequence[Pair],
+    schedule: Iterable[Pair],
     *,
     rng: NoiseSource = None,
     clip: float | None = None,
@@ -151,12 +188,13 @@ def langevin(
     again in the backward pass: the energy must draw no random numbers, and its
     net be in the mode that it was in. `callback(k, x)` sees every state.
     """
+    schedule = list(schedule)
     n = len(schedule)
     kept = n if differentiable is True else int(differentiable)
     if not 0 <= kept <= n:
         has = f"the schedule has {n}"
         raise ValueError(f"differentiable = {kept} steps; {has}")
-    x, seen = engine.in_layout(x.detach()), None
+    x, seen = _start(energy, x), None
     for k, (a, b) in enumerate(schedule):
         graph = k >= n - kept
         move = _recomputed if graph and recompute else _update
@@ -174,6 +212,7 @@ def _corrected(
 
     A NaN log ratio is a rejection.
     """
+    _need(K=K)
     total = torch.zeros_like(state[1])
     for k in range(K):
         new, log_ratio = propose(*state)
@@ -194,7 +233,8 @@ def mala(
 
     x is (B, *S), step a float or (B,). One gradient a step. Source: Roberts and Tweedie (1996).
     """
-    x = engine.in_layout(x.detach())
+    _need(above_0=True, step=step)
+    x = _start(energy, x)
     eps, b = expand(step, x), expand((2 * step) ** 0.5, x)
 
     def propose(x: Tensor, value: Tensor, grad: Tensor) -> tuple[Sequence[Tensor], Tensor]:
@@ -229,7 +269,8 @@ def independence(
         return (proposal, new_value), here - there
 
     with torch.no_grad():
-        state = x.detach(), checked(energy, x)
+        x = _start(energy, x)
+        state = x, checked(energy, x)
         return _corrected(state, propose, K, rng)
 
 
@@ -263,8 +304,7 @@ def hmc(
     Exact for exp(-E), with unit mass and L gradients a trajectory. x is
     (B, *S), step a float or (B,). L = 2 is the DRL paper's (section 4.2).
     """
-    if L < 1:
-        raise ValueError(f"hmc needs at least one leapfrog step; got L = {L}")
+    _need(above_0=True, step=step, L=L)
 
     def propose(x: Tensor, value: Tensor, grad: Tensor):
         p = noise_like(x, rng)
@@ -272,7 +312,7 @@ def hmc(
         kinetic = 0.5 * (flat_sum(p**2) - flat_sum(new_p**2))
         return (new_x, *new), value - new[0] + kinetic
 
-    x = engine.in_layout(x.detach())
+    x = _start(energy, x)
     state = x, *energy_and_grad(energy, x)
     return _corrected(state, propose, K, rng, callback)
 

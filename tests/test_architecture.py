@@ -48,7 +48,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "settings.cf_ebm": ({"papers.coarse_to_fine", "settings.value"}, set()),
     "settings.drl": ({"nets.wideresnet", "papers.recovery", "settings.value"}, set()),
     "settings.toys": ({"papers.recovery", "settings.value"}, set()),
-    "page.plots": (set(), {"matplotlib"}),
+    "page.plots": ({"page.results"}, {"matplotlib"}),
     "page.shown": (set(), set()),
     "page.results": ({"files", "page.shown"}, set()),
     "page.exports": ({"core", "nets.mlp", "papers.recovery", "targets.densities", "targets.planar"}, set()),
@@ -57,7 +57,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "run.checkpoint": ({"files"}, {"safetensors"}),
     "run.parallel": ({"run.checkpoint"}, set()),
     "run.folder": ({"files", "run.checkpoint", "run.parallel"}, {"filelock"}),
-    "run.training": ({"run.checkpoint", "run.folder", "run.history", "run.parallel"}, {"tqdm"}),
+    "run.training": ({"core", "run.checkpoint", "run.folder", "run.history", "run.parallel"}, {"tqdm"}),
     "run.job": (
         {
             "data",

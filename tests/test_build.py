@@ -453,7 +453,12 @@ def test_prose_quotes_committed_numbers_means_first(project: Project):
     folder = project.root / "data" / "results"
     folder.mkdir(parents=True)
     results.save(folder / "one_toy.json", [mean, replace(mean, value=0.04, se=None, seed=0)])
-    assert pages.committed_numbers(project) == {"one_toy_kl_ours_9_gaussians": "0.0526 ± 0.0060"}
+    key = "one_toy_kl_ours_9_gaussians"
+    assert pages.committed_numbers(project) == {key: "0.0526 ± 0.0060", f"{key}_seeds": "0.04"}
+    other = [replace(mean, value=0.06, se=None, seed=seed, preset=preset) for seed, preset in ((1, ""), (0, "quick"))]
+    rows = [mean, replace(mean, value=0.04, se=None, seed=0), *other]
+    results.save(folder / "one_toy.json", rows, overwrite=True)
+    assert pages.committed_numbers(project)[f"{key}_seeds"] == "0.04, 0.06", "each seed of the mean, and no other row"
 
 
 def test_the_results_page_has_the_builds_own_rows_and_the_means_of_the_committed_ones(project: Project):
@@ -610,6 +615,11 @@ def test_the_papers_rows_stand_beside_ours_committed_ones_first(tmp_path: Path):
     assert "<code>papermill one.ipynb out.ipynb</code>" in line
     assert "<summary>1 row of other works" in text
     assert "{cite:t}`someone2020`" in text
+    each = TABLE.format(order=2).replace('dataset = "toy"', 'dataset = "toy", each_seed = true')
+    write(tmp_path, {"book/papers/b.toml": each})
+    line = re.search(r"<tr><th scope=.row.>with noise.*?</tr>", papers.page(project, rows))[0]
+    assert "4.50" not in line
+    assert line.index("4.00 ± 0.10, 5.00 ± 0.10") < line.index("7.00 ± 0.10")
 
 
 @pytest.mark.parametrize(
@@ -624,6 +634,17 @@ def test_a_paper_row_of_wrong_shape_or_without_an_answer_is_refused(tmp_path: Pa
     write(tmp_path, {"a.toml": TABLE.format(order=1).replace(old, new)})
     with pytest.raises(ValueError, match=named):
         papers.load(tmp_path)
+
+
+def test_cards_table_and_contents_have_the_papers_in_one_order():
+    """The `order` of a paper's file is that of its card and of its tables."""
+    root = Path(__file__).resolve().parents[1]
+    found = {paper["cite"]: paper["card"]["page"] for paper in papers.load(root / "book" / "papers")}
+    first_page, contents = (root / "book" / "index.md").read_text("utf-8"), (root / "_toc.yml").read_text("utf-8")
+    listed = re.findall(r"^\| \*\*.*?\{cite:p\}`(\w+)`", first_page, re.MULTILINE)
+    assert listed == list(found)
+    places = [contents.index(page.removeprefix("../").removesuffix(".html")) for page in found.values()]
+    assert places == sorted(places)
 
 
 def test_a_page_opens_with_the_rows_that_the_table_names(tmp_path: Path):
@@ -667,12 +688,11 @@ def test_a_paper_row_takes_ours_of_its_own_settings_where_names_are_the_same(tmp
     assert re.findall(r"<strong>(.*?)</strong>", line) == ["4"]
 
 
-def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
+def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure(tmp_path: Path):
     def of(method: str, kl: float | None, mmd: float, preset: str, lost: float = 0.0) -> list[results.Row]:
-        row = partial(results.Row, dataset="toy", preset=preset, seed=0, device="CPU")
+        row = partial(results.Row, dataset="toy", preset=preset, seed=[0, 1, 2, 3, 4], device="CPU")
         found = [row(f"KL to the truth, {method}", kl, 0.01)] if kl is not None else []
-        found += [row(f"evaluations, {method}", 1.0, seconds=3.0), row(f"diverged, {method}", lost)]
-        return [*found, row(f"MMD^2 of samples, {method}", mmd)]
+        return [*found, row(f"diverged, {method}", lost), row(f"MMD^2 of samples, {method}", mmd)]
 
     rows = [*of("data", 0.0, 0.0, "paper"), *of("slow", 0.1, 0.9, "paper"), *of("fast", 0.7, 0.2, "paper")]
     rows += [*of("lost", None, 0.5, "paper", 1.0), *of("slow", 9.0, 0.1, "quick"), *of("near", 0.12, 0.8, "paper")]
@@ -680,16 +700,14 @@ def test_the_methods_page_takes_the_longest_preset_and_ranks_by_each_measure():
     found: dict = {}
     for row in rows:
         found.setdefault(("methods_toy", row.name, row.dataset), []).append(row)
-    page = methods.substitutions(papers.Rows(found, complete=True))
-    assert page["methods_source"] == "preset paper, CPU"
-    said = "- **toy**. Closest as a density: *slow* and *near*, not told apart; then *fast*. "
-    said += "Closest in its samples: *fast*; then *near*."
-    assert page["methods_best"] == said
-    assert dict(re.findall(r"<th scope=.row.>(\w+)</th><td>(.*?)</td>", page["methods_table"])) == {
-        "slow": "0.100 ± 0.010", "fast": "0.700 ± 0.010", "near": "0.120 ± 0.010",
-        "lost": "diverged", "rash": "0.010 ± 0.010 (80% diverged)",
-    }  # fmt: skip
-    assert "no rows of" in methods.substitutions(papers.Rows({}, complete=True))["methods_source"]
+    page = methods.substitutions(papers.Rows(found, complete=True), [], tmp_path)
+    assert page["methods_source"] == "preset paper, 5 seeds, CPU"
+    best, lost = page["methods_best"].split(" Lost seeds: ")
+    assert re.findall(r"\*(\w+)\*", best) == ["toy", "slow", "near", "fast", "fast", "near"]
+    assert best.index("near*, within two standard errors; then *fast") > 0
+    assert lost == "*lost* (5 of 5), *rash* (4 of 5)."
+    assert page["methods_figure"] == ""
+    assert "no rows of" in methods.substitutions(papers.Rows({}, complete=True), [], tmp_path)["methods_source"]
 
 
 def test_the_first_page_wants_every_picture_and_number_once_all_notebooks_have_run(tmp_path: Path):

@@ -1,5 +1,7 @@
 """The convention: per-sample energies and gradients, frozen weights, evaluation without side effects."""
 
+from functools import partial
+
 import pytest
 import torch
 from problems import quartic
@@ -7,6 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ebmlib.core import energy_and_grad, evaluating, expand, flat_sum, frozen
+from ebmlib.samplers import hmc, independence, langevin, mala, ula
 
 
 def spectral_net(device, dtype) -> nn.Module:
@@ -24,11 +27,65 @@ def test_sums_and_factors_are_each_samples_own(shape, device, dtype, rng):
     assert expand(0.5, x) == 0.5
 
 
-@pytest.mark.parametrize("bad", [lambda x: x.sum(), lambda x: x.sum(1, keepdim=True), lambda x: x])
+WRONG = [
+    lambda x: x.sum(), lambda x: x.sum(1, keepdim=True), lambda x: x, lambda x: (x.sum(1), 0), lambda x: None,
+    lambda x: 0.0, lambda x: x.detach().cpu().numpy().sum(1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", WRONG)
 def test_an_energy_that_is_not_one_number_a_sample_is_refused(bad, device):
     x = torch.ones(4, 2, device=device)
-    with pytest.raises(ValueError, match=r"must return shape \(4,\), .* got \((4, 1|4, 2|)\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"must return a tensor of shape \(4,\), .* got (\((4, 1|4, 2|)\)|tuple|NoneType|float|ndarray)$",
+    ):
         energy_and_grad(bad, x)
+
+
+@pytest.mark.parametrize("bad", [
+    lambda x: torch.zeros(len(x)), lambda x: x.detach().square().sum(1), lambda x: nn.Parameter(torch.ones(4)),
+    lambda x: torch.from_numpy(x.detach().cpu().numpy().sum(1)),
+])  # fmt: skip
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_an_energy_without_a_gradient_in_x_is_refused(bad, create_graph, device):
+    with pytest.raises(ValueError, match="the energy has no gradient in x"):
+        energy_and_grad(bad, torch.ones(4, 2, device=device), create_graph)
+    value, grad = energy_and_grad(lambda x: 3 + 0 * x.sum(1), torch.ones(4, 2, device=device))
+    assert (value == 3).all()
+    assert not grad.any()
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_gradients_are_taken_inside_inference_mode_and_of_tensors_made_there(made, device, dtype):
+    with torch.inference_mode(made):
+        x = torch.ones(4, 2, device=device, dtype=dtype) * 3
+    want = energy_and_grad(quartic, torch.full((4, 2), 3.0, device=device, dtype=dtype))
+    for run in (False, True):
+        with torch.inference_mode(run):
+            found = energy_and_grad(quartic, x)
+        assert all(one.equal(other) for one, other in zip(found, want, strict=True))
+
+
+normed = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1), nn.Flatten(0))
+
+
+@pytest.mark.parametrize("held", [
+    lambda net: net, lambda net: lambda x: net(x), lambda net: partial(lambda inner, x: inner(x), net),
+    lambda net: net.forward, lambda net: lambda x: normed(x) / 2,
+])  # fmt: skip
+def test_an_energy_in_which_samples_of_a_batch_meet_is_refused(held):
+    x, energy = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), held(normed)
+    normed.train()
+    uses = [
+        lambda: langevin(energy, x, ula(0.1, 2)), lambda: mala(energy, x, 0.1, 2), lambda: hmc(energy, x, 0.1, 2),
+        lambda: independence(energy, x), lambda: energy_and_grad(energy, x, create_graph=True),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(ValueError, match="BatchNorm1d in train mode, where the energy of a sample depends on"):
+            use()
+    with evaluating(normed):
+        langevin(energy, x, ula(0.1, 2))
 
 
 def test_gradient_is_the_formula_and_carries_nothing(device, dtype, rng):

@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import http.server
+import os
 import pickle
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -19,6 +21,8 @@ import torchvision
 from PIL import Image
 
 from ebmlib import data, imagefiles
+from ebmlib.metrics import images as metrics
+from ebmlib.metrics.features import find_weights
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +65,7 @@ def sentence(caught, *parts):
 @pytest.mark.parametrize(("split", "part", "n"), [("train", "train", 60000), ("test", "t10k", 10000)])
 def test_bundled_set_agrees_with_torchvision(home, split, part, n):
     raw = home / "images"
-    raw.write_bytes(gzip.decompress((data.BUNDLED / f"{part}-images-idx3-ubyte.gz").read_bytes()))
+    raw.write_bytes(gzip.decompress((data.CHECKOUT / f"fashion-mnist/{part}-images-idx3-ubyte.gz").read_bytes()))
     x, source = data.images("fashion_mnist", split)
     same(x, torchvision.datasets.mnist.read_image_file(str(raw))[:, None].numpy())
     assert source == data.Source("fashion_mnist", split, False, "")
@@ -71,7 +75,7 @@ def test_bundled_set_agrees_with_torchvision(home, split, part, n):
 def test_readme_states_the_hashes_that_are_checked():
     table = dict(re.findall(r"`(\S+\.gz)` \|.*`([0-9a-f]{64})`", (data.CHECKOUT / "README.md").read_text()))
     assert table == imagefiles.FASHION_SHA256
-    assert {path.name for path in data.BUNDLED.iterdir()} == {*table, "LICENSE"}
+    assert {path.name for path in (data.CHECKOUT / "fashion-mnist").iterdir()} == {*table, "LICENSE"}
 
 
 def tiny_idx(folder):
@@ -331,10 +335,185 @@ def test_folder_splits_and_rotation(home):
     tag[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
     formats.write(home / "mine/a.png", formats.encoded(x, exif=tag.tobytes()))
     same(data.images(f"folder:{home / 'mine'}")[0], np.rot90(x, -1).transpose(2, 0, 1)[None])
-    with pytest.raises(ValueError, match=r"mine has no split 'test': put its images into a folder test/ there"):
+    with pytest.raises(ValueError, match=r"mine has no split 'test' \(1 of split train\): put its images into test/"):
         data.images(f"folder:{home / 'mine'}", "test")
     formats.write(home / "mine/test/b.png", formats.encoded(x))
     same(data.images(f"folder:{home / 'mine'}", "test")[0], x.transpose(2, 0, 1)[None])
+    same(data.images(f"folder:{home / 'mine'}")[0], np.rot90(x, -1).transpose(2, 0, 1)[None])
+
+
+def pictures(folder, **values):
+    """One picture of 8 x 8 pixels of a value per name; "__" stands for a slash."""
+    for name, value in values.items():
+        formats.write(folder / f"{name.replace('__', '/')}.png", formats.encoded(np.full((8, 8, 3), value, np.uint8)))
+    return f"folder:{folder}"
+
+
+TRAIN, TEST = {"train__a": 1, "train__cat__b": 2}, {"test__c": 3}
+SPLITS = [  # what is there, the values for training, for testing, and the counts of what training leaves out
+    ({"car__a": 1, "bus__b": 2, "train__c": 3, "plane__d": 4}, [2, 1, 4, 3], [], ""),  # a class of vehicles
+    (TRAIN, [1, 2], [], ""),
+    (TRAIN | TEST, [1, 2], [3], "1 of split test"),
+    ({"Train__a": 1, "TEST__b": 2}, [1], [2], "1 of split test"),
+    ({"all__my__train__a": 1, "all__my__test__b": 2}, [1], [2], "1 of split test"),  # folders around all images
+    (TRAIN | TEST | {"z": 4, "more__y": 5}, [1, 2], [3], "2 beside the folders of the splits"),
+    (TEST | {"z": 4, "more__y": 5}, [5, 4], [3], "1 of split test"),
+    (TRAIN | {"valid__c": 3, "z": 4}, [1, 2], [], "1 of split val, 1 beside the folders of the splits"),
+    ({"cat__test__a": 1, "dog__train__b": 2}, [1, 2], [], ""),  # no splits: they lie in classes
+]
+
+
+@pytest.mark.parametrize("archive", ["", "zip", "tar"])
+@pytest.mark.parametrize(("there", "train", "test", "left_out"), SPLITS)
+def test_which_folders_are_splits(home, capsys, there, train, test, left_out, archive):
+    name = pictures(home / "mine", **there)
+    if archive:
+        packed = shutil.make_archive(str(home / "packed"), archive, home / "mine")
+        name = f"folder:{Path(packed).rename(home / f'packed.{archive.upper()}')}"
+    values = lambda split: data.images(name, split)[0][:, 0, 0, 0].tolist()
+    assert values("train") == train
+    said = capsys.readouterr().out
+    assert said.startswith(f"{name}, split train: {len(train)} images")
+    assert left_out in said
+    assert ("left out" in said) == bool(left_out)
+    assert data.held_out(name) == ("test" if test else "val" if "valid__c" in there else "train")
+    if test:
+        assert values("test") == test
+    else:
+        with pytest.raises(ValueError, match="has no split 'test'"):
+            values("test")
+
+
+def test_a_folder_reads_what_cameras_and_scanners_write_and_counts_the_rest(home, capsys):
+    for ending, kind in (("png", "PNG"), ("bmp", "BMP"), ("tif", "TIFF"), ("TIFF", "TIFF"), ("jfif", "JPEG")):
+        formats.write(home / f"mine/a.{ending}", formats.encoded(formats.smooth(8, 8), kind))
+    for name in ("b.gif", "b.heic", "c.heic", "LICENSE", ".DS_Store", "__MACOSX/._a.png"):
+        formats.write(home / "mine" / name, b"text")
+    (home / "mine/gone.png").symlink_to(home / "nowhere.png")
+    x, source = data.images(f"folder:{home / 'mine'}", size=8)
+    assert len(x) == 5
+    for number, kind in ((1, ".gif"), (2, ".heic"), (1, "without an ending"), (2, "hidden"), (1, "broken links")):
+        assert f"{number} {kind}" in source.note
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == source.note
+    data.images(f"folder:{home / 'mine'}", size=8)  # now from the cache
+    assert capsys.readouterr().out.splitlines() == [line]
+    shutil.rmtree(home / "mine")
+    formats.write(home / "mine/b.gif", b"text")
+    with pytest.raises(FileNotFoundError, match=r"holds no images \(.*\), only 1 .gif"):
+        data.images(f"folder:{home / 'mine'}")
+
+
+def test_linked_folders_are_read_once_and_loops_end(home):
+    pictures(home / "elsewhere", a=1, b=2)
+    name = pictures(home / "mine", z__c=3)
+    (home / "mine/linked").symlink_to(home / "elsewhere")
+    (home / "mine/again").symlink_to(home / "mine/z")
+    (home / "mine/z/up").symlink_to(home / "mine")
+    (home / "mine/itself").symlink_to("itself")
+    x, source = data.images(name)
+    assert x[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert source.note.endswith("left out: 1 broken links or special files")
+
+
+def test_transparent_pixels_are_white_and_counted(home, capsys):
+    square = np.full((16, 16, 4), 255, np.uint8)
+    square[..., 3] = 0
+    square[4:12, 4:12, 3] = 255  # a white square, which no viewer shows on white
+    hidden = square.copy()
+    hidden[..., :3] = formats.noise(16, 16, 3)
+    hidden[4:12, 4:12, :3] = 0  # black on noise that nobody sees
+    half = np.full((16, 16, 4), (0, 100, 200, 51), np.uint8)  # a fifth of it, four fifths of white
+    for k, pixels in enumerate((square, hidden, half, np.full((16, 16, 4), 255, np.uint8))):
+        formats.write(home / f"mine/{k}.png", formats.encoded(pixels))
+    palette = Image.fromarray(square[..., 3] // 255, "L").convert("P")
+    palette.save(home / "mine/palette.png", transparency=0)
+    gray = Image.fromarray(square[..., [0, 3]].copy())
+    gray.save(home / "mine/two.png")
+    x = data.images(f"folder:{home / 'mine'}")[0]
+    assert x[0].unique().tolist() == [255]
+    inside = x.new_zeros(16, 16, dtype=torch.bool)
+    inside[4:12, 4:12] = True
+    assert torch.equal(x[1] == 0, inside.expand(3, -1, -1))
+    assert x[1][:, ~inside].unique().tolist() == [255]
+    assert x[2][:, 0, 0].tolist() == [204, 224, 244]
+    assert x[4][:, ~inside].unique().tolist() == [255]
+    assert x[4][:, inside].unique().tolist() == [1]
+    assert x[5].unique().tolist() == [255]
+    for _ in range(2):  # the second time from the cache
+        assert "changed: 5 with transparency (put on white)" in capsys.readouterr().out
+        data.images(f"folder:{home / 'mine'}")
+
+
+def test_frames_and_crops_are_counted(home):
+    first, second = (Image.fromarray(formats.noise(8, 12, 3, seed=k)) for k in (0, 1))
+    (home / "mine").mkdir()
+    first.save(home / "mine/a.tif", save_all=True, append_images=[second])
+    x, source = data.images(f"folder:{home / 'mine'}")
+    same(x, formats.noise(8, 12, 3)[None, :, 2:10].transpose(0, 3, 1, 2))
+    for kind in ("1 with several frames (the first is read)", "1 cropped to the central square"):
+        assert kind in source.note
+
+
+def test_one_folder_has_one_name_and_other_pictures_another_digest(home, monkeypatch):
+    monkeypatch.chdir(home)
+    pictures(home / "pics", a=1, b=2)
+    (home / "link").symlink_to("pics")
+    sources = [data.images(f"folder:{path}")[1] for path in ("pics", "./pics", home / "pics", "link/../pics", "link")]
+    assert {source[:3] for source in sources} == {(f"folder:{home / 'pics'}", "train", False)}
+    (digest,) = {source.sha256 for source in sources}
+    pictures(home / "copy", a=1, b=2)
+    assert data.images(f"folder:{home / 'copy'}")[1].sha256 == digest
+    pictures(home / "pics", b=3)
+    assert data.images("folder:pics")[1].sha256 != digest
+
+
+def test_a_picture_of_the_size_and_time_of_the_one_before_is_read_anew(home):
+    path, name = home / "pics/a.bmp", f"folder:{home / 'pics'}"
+    for value in (1, 2):
+        formats.write(path, formats.encoded(np.full((8, 8, 3), value, np.uint8), "BMP"))
+        os.utime(path, (0, 0))
+        assert data.images(name)[0].unique().tolist() == [value]
+
+
+def test_images_have_one_digest_with_and_without_a_cache(home, monkeypatch):
+    pictures(home / "pics", a=1, b=3)
+    source = data.images(f"folder:{home / 'pics'}")[1]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.warns(UserWarning, match="anew"):
+        assert data.images(source.name)[1].sha256 == source.sha256
+
+
+@pytest.mark.parametrize("why", ["no home", "a home closed to this user", "a home that is read-only"])
+def test_without_a_cache_all_but_downloads_works(home, monkeypatch, why):
+    name = pictures(home / "mine", a=1, b=2)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    refuse = OSError(13 if "closed" in why else 30, "Permission denied" if "closed" in why else "Read-only file system")
+    if why == "no home":
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", dict[int, str]().__getitem__)  # no entry for this user
+    else:  # root may write anywhere, so that the system has to be played
+        monkeypatch.setenv("HOME", "/closed")
+        for call in ["mkdir"] + ["stat"] * ("closed" in why):
+            real = getattr(Path, call)
+            fake = lambda path, *a, real=real, **b: real(path, *a, **b) if "closed" not in str(path) else throw(refuse)
+            monkeypatch.setattr(Path, call, fake)
+    assert data.images("fashion_mnist", "test")[0].shape == (10000, 1, 28, 28)
+    assert find_weights().is_file()
+    with pytest.warns(UserWarning, match="processed anew in every run.*XDG_CACHE_HOME") as said:
+        x, _ = data.images(name)
+    assert len(said) == 1
+    assert x[:, 0, 0, 0].tolist() == [1, 2]
+    with pytest.warns(UserWarning, match="not kept for the next time") as said:
+        assert metrics.reference(x).shape == (2, 64)
+    assert len(said) == 1
+    with pytest.raises(FileNotFoundError) as caught:
+        data.images("svhn")
+    sentence(caught, "could not be downloaded", "home" if why == "no home" else refuse.strerror)
+
+
+def throw(error):
+    raise error
 
 
 def test_folder_problems(home):
@@ -354,9 +533,12 @@ def test_folder_problems(home):
         (folder / "b.png").write_bytes(content)
         with pytest.raises(RuntimeError) as caught:
             data.images(f"folder:{folder}", size=8)
-        sentence(caught, f"{folder / 'b.png'} cannot be read as an image")
+        sentence(caught, "1 of 2 files cannot be read as images: ", folder / "b.png")
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(folder / "b.png")
-    with pytest.raises(RuntimeError, match=r"b.png cannot be read as an image: its pixels are of mode I;16"):
+    for k in range(4):
+        formats.write(folder / f"c{k}.png", b"text")
+    first = r"\S+b.png \(its pixels are of mode I;16, .*c0.png .*c1.png \(.*\), \.\.\.$"
+    with pytest.raises(RuntimeError, match=f"5 of 6 files cannot be read as images: {first}"):
         data.images(f"folder:{folder}", size=8)
     assert [f.suffix for f in (home / "cache/ebmlib/processed").iterdir()] == [".npy"]  # no half-written file is left
 

@@ -71,6 +71,19 @@ def test_density_integrates_to_one_and_the_box_holds_it(density):
     assert 1 - 1e-6 < mass(density, 1.0) < 1 + tolerance
 
 
+@smooth
+def test_no_curvature_at_samples_exceeds_that_of_the_narrowest_width_and_some_comes_near(density):
+    if density.narrowest == 0:
+        assert density == densities.Funnel()  # its neck narrows without end
+        return
+    x = density.sample(3000, generator(5)).double().requires_grad_()
+    (grad,) = torch.autograd.grad(density.energy(x).sum(), x, create_graph=True)
+    hessian = torch.stack([torch.autograd.grad(g, x, retain_graph=True)[0] for g in grad.sum(0)], 1)
+    steepest = float(torch.linalg.eigvalsh(hessian).max())
+    assert 0.7 < steepest * density.narrowest**2 < 1 + 1e-6
+    assert density.blurred(0.3).narrowest == pytest.approx(math.hypot(density.narrowest, 0.3))
+
+
 def assert_follows(x: torch.Tensor, density) -> None:
     """Chi-square test of samples x (n, 2) in float64 against the density's mass in 24 x 24 cells of its box."""
     n, bins = len(x), 24  # 24 bins align with the squares of both hard boards

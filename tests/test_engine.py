@@ -298,7 +298,7 @@ def test_what_cannot_be_compiled_runs_plainly_and_says_so_once():
 def test_a_wrong_energy_says_what_is_wrong_with_it():
     engine.backend = Graphs()
     engine.use("compile")
-    with pytest.raises(ValueError, match=r"an energy must return shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"an energy must return a tensor of shape \(5,\)"):
         langevin(lambda x: (x**2).sum(), torch.randn(5, 2), ula(0.01, 2))
 
 

@@ -184,7 +184,7 @@ def test_importance_weights_average_to_the_marginal(linear, device, rng):
     one = linear._replace(A=linear.A[:, :1])
     x = torch.tensor([[0.5, -1.0]], device=device, dtype=torch.float64)
     wrong = exact_encoder(one, shift=0.1, widen=1.5)
-    log_w = latent.importance(wrong, one.decode, x.expand(40_000, 2), rng(12))
+    log_w = latent.importance(wrong, one.decode, x, rng(12), 40_000)
     assert_mean((log_w - one.marginal().log_prob(x)).exp(), 1.0, se=0.01)
     elbo = latent.iwae(wrong, one.decode, x.expand(2000, 2), 1, rng(13)).mean()
     tight = latent.iwae(wrong, one.decode, x.expand(2000, 2), 20, rng(14), block=6000).mean()

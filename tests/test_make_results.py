@@ -40,7 +40,7 @@ if ends == "late":
 if ends == "edit":
     Path("ebmlib/core.py").write_text("changed = True\\n")
 about = {"seconds": 10.0, "dataset": given.get("dataset", "")}
-about["protocol"] = " ".join([source.stem, *(str(given.get(key, "")) for key in ("T", "K", "objective"))])
+about["protocol"] = " ".join([source.stem, *(str(given.get(key, "")) for key in ("T", "K", "objective", "iterations"))])
 row = Row("KL", 1.0 + given["seed"], seed=given["seed"], preset=given["preset"], **about)
 earlier = Row("KL", 9.0, seed=[7, 8], preset="quick")  # as a page shows what another run left
 shown = [asdict(row), asdict(earlier)]
@@ -158,7 +158,9 @@ def test_one_notebook_may_have_a_second_file_with_a_title_and_a_note(bench, monk
     assert {name for name, _ in calls(bench)} == {"drl_cifar"}
     assert [(given["T"], given["K"]) for _, given in calls(bench)].count((6, 30)) == 1
     assert {given["preset"] for _, given in calls(bench)} == {"cpu"}
-    assert len(rows) == len(calls(bench)) == len(set(meta["settings"].values())) == 6
+    assert len(rows) == len(calls(bench)) == len(set(meta["settings"].values())) == 9
+    spent = [max(given["K"], 1) * given["iterations"] for _, given in calls(bench) if given["T"] < 1000]
+    assert sorted(spent) == [10_000, 30_000, 30_000, 30_000, 30_060, 50_000, 180_000]
     assert meta["title"]
     assert "Table 2" in meta["note"]
 

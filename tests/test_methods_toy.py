@@ -12,6 +12,7 @@ from ebmlib.run import training
 
 pytestmark = pytest.mark.usefixtures("in_process")
 run_cells = partial(cells.run_cells, "methods_toy", preset="smoke", device="cpu")
+VAEBM = "VAEBM, Metropolis and jumps"
 
 
 def state(net: torch.nn.Module) -> dict:
@@ -20,7 +21,7 @@ def state(net: torch.nn.Module) -> dict:
 
 def test_vaebm_spends_its_two_shares_and_holds_its_autoencoder_fixed(monkeypatch):
     space, loop = run_cells(".once(")
-    space["METHODS"] = {"VAEBM": space["METHODS"]["VAEBM"]}
+    space["METHODS"] = {VAEBM: space["METHODS"][VAEBM]}
     space["targets"] = {"two-moons": space["targets"]["two-moons"]}
     fit, nets, before, after = training.fit, [], [], []
 
@@ -36,7 +37,7 @@ def test_vaebm_spends_its_two_shares_and_holds_its_autoencoder_fixed(monkeypatch
     assert cells.same(before[1][0], after[1][0]), "the autoencoder, while the energy is trained"
     assert not cells.same(before[1][1], after[1][1])
 
-    cfg, kept = space["cfg"], space["finished"]["VAEBM on two-moons"]
+    cfg, kept = space["cfg"], space["finished"][f"{VAEBM} on two-moons"]
     assert not kept["seen"]
     assert cells.same(kept["nets"][0], after[1][0])
     looks = cfg.jumps + 1 + cfg.vaebm_K + 1  # of every chain: each sampler's start, and each of its proposals
@@ -54,13 +55,13 @@ def test_without_an_energy_the_product_is_the_autoencoder():
     exec(load, space)
     cfg = space["cfg"]
     density = space["targets"]["two-moons"]
-    recipe = space["fresh"]("VAEBM", density)
+    recipe = space["fresh"](VAEBM, density)
     space["optimize"](recipe.first, density)
     vae, energy = recipe.first.net, recipe.net
     torch.nn.init.zeros_(energy.layers[-1].weight)
     kept = {"nets": [vae.state_dict(), energy.state_dict()], "pool": torch.empty(0)}
-    space["finished"] = {"VAEBM on two-moons": kept}
-    model, samples = space["load"]("VAEBM", "two-moons")
+    space["finished"] = {f"{VAEBM} on two-moons": kept}
+    model, samples = space["load"](VAEBM, "two-moons")
     x, factor = density.sample(500, torch.Generator().manual_seed(1)), cfg.span / density.box
     exact = latent.iwae(vae.encode, vae.decode, factor * x, 2000) + 2 * math.log(factor)
     gap = model.log_prob(x) - exact

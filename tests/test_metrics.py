@@ -61,7 +61,8 @@ def test_bytes_are_clamped_and_rounded():
         (torch.zeros(3, 28, 28), "(3, 28, 28)"),
         (torch.zeros(1, 2, 28, 28), "(1, 2, 28, 28)"),
         (torch.zeros(1, 1, 28, 28, dtype=torch.int64), "torch.int64"),
-        (torch.full((2, 1, 28, 28), math.nan), "2 of 2 images contain NaN"),
+        (torch.full((2, 1, 28, 28), math.nan), "2 of 2 images are not finite"),
+        (torch.full((2, 1, 28, 28), -math.inf), "2 of 2 images are not finite"),
     ],
 )
 def test_what_is_no_image_is_refused(x, named):
@@ -149,6 +150,60 @@ def test_a_net_of_ones_own_gets_the_images_as_they_are():
     assert metrics.extract(nn.Flatten(), x, batch=2).equal(x.flatten(1))
     with pytest.raises(ValueError, match="features of 1 of 5 images are not finite"):
         metrics.extract(nn.Flatten(), x.index_fill(0, torch.tensor(2), math.inf))
+
+
+@pytest.mark.parametrize(
+    ("repair", "named"),
+    [
+        (lambda x: x * math.inf, "not finite"),
+        (lambda x: x.where(x < 0.9, math.nan), "not finite"),
+        (lambda x: x * 1e20, "floats are expected in [-1, 1]"),
+        (lambda x: (x + 1) * 127.5, "from 0 to 255, and floats are expected in [-1, 1]; pixels in [0, 255]"),
+    ],
+)
+def test_samples_that_are_no_images_are_not_judged(garments, repair, named):
+    real, fake = garments[:40], repair(data.to_float(garments[40:80]))
+    for score in (metrics.fid, metrics.kid):
+        with pytest.raises(ValueError, match=re.escape(named)):
+            score(real, fake)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: (x + 1) / 2, "from 0 to 1, and floats are expected in [-1, 1]: pixels in [0, 1]"),
+        (lambda x: x * 1.5, "50.0% are clamped"),
+    ],
+)
+def test_another_range_is_a_warning(change, said):
+    x = torch.linspace(-1, 1, 4 * 784).reshape(4, 1, 28, 28)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.extract(None, x * 1.005)  # within a gray level
+        metrics.extract(None, -x.abs().clamp(min=0.5))  # dark images
+    said = said.replace("50.0", f"{100 * float((change(x).abs() > 1 + 2 / 255).double().mean()):.1f}")
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        metrics.extract(None, change(x))
+
+
+def test_the_share_that_left_the_range_is_counted():
+    x = torch.tensor([[-3.0, -1.005, 0.5], [1.0, 1.1, 2.0]])
+    kept, outside = metrics.in_range(x)
+    assert kept.tolist() == [[-1, -1, 0.5], [1, 1, 1]]
+    assert outside == 0.5
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="1 of the 6 values of the samples are not finite"):
+            metrics.in_range(x.where(x != 2, bad))
+
+
+def test_scores_do_not_depend_on_torchs_default_type(garments):
+    expected = metrics.fid(garments[:40], garments[40:80])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = metrics.fid(garments[:40], data.to_float(garments[40:80]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_names_say_which_features_they_are():
@@ -442,6 +497,52 @@ def test_what_has_no_score_is_refused():
         metrics.inception_score(normal(40, 10))
     with pytest.raises(ValueError, match="class logits of 1 of 40 images are no numbers"):
         metrics.inception_score(normal(40, 4).index_fill(0, torch.tensor(3), math.nan), nn.Flatten())
+
+
+def test_the_ladder_is_what_its_names_say():
+    """On images of three values and two blocks, which are far from Gaussian."""
+    n, rng = 4000, generator(3)
+    values = (torch.randint(-1, 2, (n, 1, 4, 4), generator=rng) * 0.2).cumsum(2) / 4 + 0.1
+    rungs = metrics.ladder(values, generator(4))
+    assert list(rungs) == [
+        "real", "noise 0.1", "noise 0.2", "noise 0.3", "pooled 2 x 2", "pooled 4 x 4",
+        "one Gaussian", "uniform noise", "mean image",
+    ]  # fmt: skip
+    assert torch.equal(rungs["real"], values)
+    for std in (0.1, 0.2, 0.3):
+        noise = rungs[f"noise {std:g}"] - values
+        assert abs(noise.var() / std**2 - 1) < 5 * (2 / noise.numel()) ** 0.5
+    block = rungs["pooled 2 x 2"][:, 0, 2:, :2]
+    torch.testing.assert_close(block, values[:, 0, 2:, :2].mean((1, 2), keepdim=True).expand(n, 2, 2))
+    torch.testing.assert_close(rungs["pooled 4 x 4"], values.mean((2, 3), keepdim=True).expand(n, 1, 4, 4))
+    torch.testing.assert_close(rungs["mean image"], values.mean(0, keepdim=True).expand(n, 1, 4, 4))
+    uniform = rungs["uniform noise"]
+    assert uniform.abs().max() <= 1
+    assert abs(uniform.var() - 1 / 3) < 5 * (4 / 45 / uniform.numel()) ** 0.5
+
+
+def test_the_ladders_gaussian_has_the_images_mean_and_covariance_and_is_one():
+    n = 4000
+    first = torch.randint(0, 2, (n, 1, 4, 2), generator=generator(3)) - 0.3
+    x = 0.2 * torch.cat([first, -0.5 * first], 3)  # singular: half of the pixels follow from the others
+    drawn = metrics.ladder(x, generator(4))["one Gaussian"].flatten(1).double()
+    mean, covariance = x.flatten(1).double().mean(0), x.flatten(1).double().T.cov()
+    variance = covariance.diagonal()
+    assert ((drawn.mean(0) - mean) / (variance / n).sqrt()).abs().max() < 5
+    error = ((variance[:, None] * variance + covariance**2) / n).sqrt()  # of a Gaussian's covariance
+    assert ((drawn.T.cov() - covariance) / error).abs().max() < 5
+    standard = (drawn - mean) / variance.sqrt()
+    kurtosis = standard.pow(4).mean(0)  # of the images themselves: 1
+    assert ((kurtosis - 3) / (96 / n) ** 0.5).abs().max() < 5
+
+
+def test_the_ladder_leads_down_from_real_garments(garments):
+    train = data.images("fashion_mnist", size=16)[0][:2048]
+    test = metrics.extract(None, data.images("fashion_mnist", "test", size=16)[0][:2048])
+    fid = {name: metrics.fid(test, metrics.extract(None, x)) for name, x in metrics.ladder(train, generator(0)).items()}
+    measured = {"real": 0.14, "noise 0.1": 1.3, "noise 0.2": 5.1, "noise 0.3": 10, "mean image": 52}
+    assert {name: fid[name] for name in measured} == pytest.approx(measured, rel=0.06)
+    assert fid["noise 0.1"] < fid["pooled 2 x 2"] < fid["one Gaussian"] < fid["pooled 4 x 4"] < fid["uniform noise"]
 
 
 @pytest.mark.parametrize("k", [1, 5])

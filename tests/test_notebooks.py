@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
@@ -291,9 +292,9 @@ def test_the_papers_numbers_stand_beside_rows_of_its_own_net_and_data_alone(in_p
     namespace, _ = run_cells("job.show(", **SMOKE, T=1, K=1, iterations=1, samples=2048)
     committed, _ = results.load(ROOT / "data" / "results" / "drl_cifar.json")
     kinds = lambda rows: [(row.name.partition(" ")[0], row.name.rpartition(" ")[2]) for row in rows]
-    labels = ("trained", "untrained")
-    assert kinds(namespace["judged"]) == [(metric, label) for label in labels for metric in ("KID", "FID", "IS")]
-    assert kinds(committed) == [(metric, label) for label in labels for metric in ("KID", "FID")]
+    spent = ("chain", "training")
+    assert kinds(namespace["judged"]) == [*((metric, "trained") for metric in ("KID", "FID", "IS")), spent]
+    assert kinds(committed) == [("KID", "trained"), ("FID", "trained"), spent]
     assert {row.paper for row in (*namespace["judged"], *committed)} == {None}
 
     tables = tomllib.loads((ROOT / "book" / "papers" / "drl.toml").read_text())["table"]
@@ -453,6 +454,28 @@ def test_a_run_killed_between_its_stages_ends_with_the_same_rows(
     timeless = lambda rows: [replace(row, seconds=None) for row in rows if row.unit != "s"]
     assert timeless(rows) == timeless(results.read(smoke_runs / f"{name}.ipynb")[: len(rows)])
     assert not (tmp_path / "run-2").exists()
+
+
+# Chains that cannot learn what they are judged by
+
+
+@pytest.mark.parametrize(
+    ("name", "next_cell", "above"),
+    [
+        ("ml_toy", "def step(batch, done)", {"step": 0.03}),  # in scaled units the moons are .22 wide
+        ("improved_cd_toy", "def make_step(", {"step": 0.004}),
+        ("improved_cd_toy", "def make_step(", {"dataset": "checkerboard"}),
+        ("drl_toy", "def draw(n, rng)", {"dataset": "25-gaussians"}),
+        ("coarse_to_fine_toy", "x = field.sample(4000", {"step": 0.02}),
+    ],
+)
+def test_a_toy_trains_with_steps_below_the_floor_and_warns_above_it(in_process, name, next_cell, above):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for preset in ("smoke", "quick", "paper"):
+            run_cells_of(name, next_cell, preset=preset, device="cpu")
+    with pytest.warns(UserWarning, match="no energy makes their ends as narrow"):
+        run_cells_of(name, next_cell, preset="smoke", device="cpu", **above)
 
 
 # Under load

@@ -108,7 +108,7 @@ X = torch.zeros(4, 2)
 BAD = {
     "contrastive takes energies": lambda: contrastive(X[:, 0], X[:, :1]),
     "kl_opt needs samples with a graph": lambda: kl_opt(nn.Linear(2, 1), X),
-    "an energy must return shape": lambda: kl_opt(nn.Linear(2, 1), X.clone().requires_grad_()),
+    "an energy must return a tensor of shape": lambda: kl_opt(nn.Linear(2, 1), X.clone().requires_grad_()),
     r"that is not empty; got \(4, 2\) and \(4, 1\)": lambda: entropy_nn(X, X[:, :1]),
     r"that is not empty; got \(4, 2\) and \(0, 2\)": lambda: entropy_nn(X, X[:0]),
     "every sigma must be positive; got 0.0": lambda: denoising_score_matching(flat_sum, X, 0.0),

@@ -12,7 +12,6 @@ from book.recipes import Recipe
 from ebmlib.settings.cf_ebm import CoarseToFineToy
 from ebmlib.settings.drl import DRLImages
 from ebmlib.settings.improved_cd import ImprovedCDToy
-from ebmlib.settings.toys import MethodsToy
 from ebmlib.settings.vaebm import VAEBMToy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,8 +81,6 @@ def test_recipes_and_settings_say_the_same():
     assert told(VAEBMToy, "eta") == (one("VAEBM").symbol[1],) * 2
     assert told(VAEBMToy, "K") == one("VAEBM").K * 2
     assert told(DRLImages, "K") == one("recovery likelihood", "paper").K * 2
-    assert told(MethodsToy, "cold_step")[1] == one("IGEBM").a
-    assert told(MethodsToy, "cold_noise")[1] == one("IGEBM").b
 
 
 # The book's table

@@ -267,6 +267,17 @@ PROGRESSIVE = {
 }
 
 
+def test_sampling_and_its_tables_work_inside_inference_mode(rng, device):
+    def run(mode):
+        with torch.inference_mode(mode):
+            tables = noising(6, device=device)
+            x = torch.randn(3, 2, generator=rng(1), device=device)
+            levels_of = levels(lambda t: lambda y: tables.cum_sigma[t] * (y**2).sum(1), tables)
+            return progressive(levels_of, tables, x, 3, rng=rng(2))
+
+    assert torch.equal(run(True), run(False))
+
+
 @pytest.mark.parametrize("name", PROGRESSIVE)
 def test_progressive_sampling_of_gaussian_data_has_the_exact_moments(name, device, dtype, rng):
     """The chains do not mix in 30 steps; what they reach is known all the same, at every level."""

@@ -98,6 +98,25 @@ def test_bytes_hold_the_ends_and_what_lies_beyond(device, rng):
     assert set(reservoir.draw(50, rng(0)).flatten().tolist()) == {0.0, 2.0}
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_bytes_refuse_what_is_not_finite(value, device, rng):
+    reservoir = Reservoir(uniform, rng(0), capacity=5, stored="uint8")
+    x = torch.rand(4, 3, generator=rng(1), device=device)
+    x[2, 1] = value
+    before = reservoir.x.clone()
+    with pytest.raises(ValueError, match="1 of 4 samples for the reservoir are not finite"):
+        reservoir.push(x)
+    assert reservoir.x.equal(before)
+
+
+@pytest.mark.parametrize("stored", ["float32", "uint8"])
+def test_samples_come_back_in_the_type_of_the_noise(stored, rng, device):
+    double = lambda n, r: torch.rand(n, 3, generator=r, device=device, dtype=torch.float64)
+    for restart in (0.0, 0.5):
+        reservoir = Reservoir(double, rng(0), capacity=5, stored=stored, restart=restart)
+        assert reservoir.draw(4, rng(1)).dtype == torch.float64
+
+
 def chained(run, iterations, stored="float32"):
     """A short contrastive run on chains from a reservoir; returns everything that it ends with."""
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from scipy import stats
 
-from ebmlib.page import results
+from ebmlib.page import results, shown
 from ebmlib.page.results import Row
 
 FULL = Row(
@@ -76,7 +76,14 @@ def test_hardware_says_what_torch_uses():
     [
         (12.3456, 0.0678, "12.346 ± 0.068"),
         (12.3456, None, "12.35"),
-        (12.3456, 0.0, "12.35 ± 0"),
+        (12.3456, 0.0, "12.35"),
+        (7.999488000000001, 4.4e-16, "7.999"),  # only the float's rounding
+        (25.0, 0.0, "25"),
+        (12345.0, None, "12345"),
+        (4.07216, 0.00083, "4.07216 ± 0.00083"),
+        (-400350.0, 2768.0, "-400400 ± 2800"),
+        (0.5, 0.0996, "0.50 ± 0.10"),
+        (-0.001, 0.34, "0.00 ± 0.34"),
         (-0.5, 3.21, "-0.5 ± 3.2"),
         (1234.5, 56.7, "1234 ± 57"),  # Python rounds a half to even
         (0.0, 0.01, "0.000 ± 0.010"),
@@ -119,6 +126,19 @@ def test_the_table_is_escaped_and_scrolls_by_itself():
     assert {"role", "aria-label", "tabindex"} <= set(page.div.attrs)  # what scrolls needs a name and the keyboard
 
 
+def test_no_name_becomes_markup_or_a_formula(monkeypatch):
+    nasty, pages = "folder:/a <b>& $x^2$ | c", []
+    monkeypatch.setattr(shown, "show", lambda page, text, **_: pages.append(page))
+    shown.banner(nasty)
+    shown.table([nasty], [[nasty]], fold=nasty)
+    results.show([Row(nasty, 1.0, **dict.fromkeys(("paper", "source", "protocol", "dataset", "device"), nasty))])
+    for page, times in zip(pages, (1, 3, 6), strict=True):
+        soup = BeautifulSoup(page, "html.parser")
+        assert soup.b is None
+        assert soup.text.count(nasty) == times
+        assert {text for text in soup.find_all(string=re.compile(r"\$"))} == {"$"}, "MathJax: in elements of their own"
+
+
 def test_show_prints_in_plain_python():
     code = "from ebmlib.page import results; results.show([results.Row('loss', 1.5, .25, paper=2)])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -135,7 +155,7 @@ def test_only_rows_are_shown_and_saved(rows, tmp_path):
 
 
 SHOW_FIRST = "from ebmlib.page.results import Row, show\nshow([Row('a', 1 / 3, .1, 4, seed=[0, 1])])"
-SHOW_SECOND = "show([Row('b', 2.5, paper='none'), Row('c', 1e-300)])"
+SHOW_SECOND = "show([Row('b', 2.5, paper='none'), Row('c', 1e-300)]); show([Row('committed', 3.0)], own=False)"
 
 
 def papermill(folder, *sources, check=True):
@@ -153,6 +173,22 @@ def papermill(folder, *sources, check=True):
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     return papermill(tmp_path_factory.mktemp("good"), SHOW_FIRST, "1 + 1", SHOW_SECOND)
+
+
+def test_the_snippet_of_how_to_run_means_the_runs_own_rows_over_their_seeds(executed, tmp_path, monkeypatch, capsys):
+    page = (results.COMMITTED.parents[1] / "book" / "how_to_run.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(from ebmlib.page import results\n.*?)```", page, re.S)
+    for seed in (0, 1, 2):
+        rows = [asdict(Row("KL", 1.0 + seed, unit="nats", preset="quick", seed=seed))]
+
+        def edit(notebook, rows=rows):
+            notebook["cells"][1]["outputs"][0]["data"][results.MIME] = rows
+            notebook["cells"][3]["outputs"][0]["data"].pop(results.MIME)  # as the committed rows are shown
+
+        edited(executed, tmp_path / f"toy-{seed}.ipynb", edit)
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    assert capsys.readouterr().out.split() == ["KL", "2.00", "±", "0.58", "nats", "quick"]
 
 
 def test_an_executed_notebook_gives_its_rows_back_exactly(executed):
@@ -181,6 +217,14 @@ def mark(status):
     return lambda notebook: notebook["cells"][2]["metadata"]["papermill"].update(status=status)
 
 
+def by_hand(notebook):
+    """As Jupyter leaves a notebook whose first cell was run again after the others, without papermill's marks."""
+    notebook["metadata"].pop("papermill")
+    for cell, count in zip(notebook["cells"], (None, 3, 1, 2)):
+        cell["metadata"].pop("papermill", None)
+        cell.update({"execution_count": count} if count else {})
+
+
 def row_with(**columns):
     return lambda notebook: notebook["cells"][1]["outputs"][0]["data"][results.MIME][0].update(columns)
 
@@ -191,6 +235,12 @@ def row_with(**columns):
         (mark("failed"), "cell 3 is marked failed"),
         (mark("pending"), "cell 3 is marked pending"),
         (mark("running"), "cell 3 is marked running"),  # killed in the middle
+        (lambda n: n["cells"][2].update(execution_count=None), "cell 3 was not run"),
+        (
+            lambda n: n["cells"][2].update(execution_count=4),
+            "cell 3 was run in another order (run 4 of the kernel, not 2)",
+        ),
+        (by_hand, "cell 2 was run in another order (run 3 of the kernel, not 1)"),
         (lambda n: n["cells"][0]["metadata"].update(tags=[results.ERROR_TAG]), "papermill marked it as failed"),
         (lambda n: n["metadata"]["papermill"].update(exception=True), "papermill marked it as failed"),
         (lambda n: [cell.update(outputs=[]) for cell in n["cells"][1:]], "no results"),

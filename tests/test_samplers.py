@@ -1,6 +1,7 @@
 """Every sampler against exact moments: the one update with its bias, MALA and HMC without any, leapfrog, tune."""
 
 import math
+import warnings
 import weakref
 from functools import partial
 
@@ -51,6 +52,20 @@ def test_temperature_of_the_published_recipes():
     # The table of recipes: (a, b) and its temperature.
     for a, b, published in [(10, 0.005, 1.3e-6), (1, 0.01, 5e-5), (100, 0.001, 5e-9), (0.5, 2e-2**0.5, 2e-2)]:
         assert samplers.temperature(a, b) == pytest.approx(published, rel=0.05)
+
+
+def test_no_energy_gives_ula_less_variance_than_its_floor_and_the_check_says_where_that_is_too_much():
+    a, s = 0.02, 0.21
+    curvatures = 1 / s**2, 0.99 / a, 1 / a, 1.01 / a, 1.9 / a
+    assert min(stationary_variance(a, math.sqrt(2 * a), w**-0.5) for w in curvatures) == pytest.approx(2 * a)
+    assert 2 * a < s**2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        samplers.check_floor(samplers.ula(a, 3), s)
+        samplers.check_floor([(a, 2 * s), (a, 0.5 * s)], s)  # the last step is the one that counts
+    for wide in (samplers.ula(s**2 / 2, 3), [(a, 0.0), (a, 1.01 * s)]):
+        with pytest.warns(UserWarning, match=r"as narrow as 0\.21: no energy"):
+            samplers.check_floor(wide, s)
 
 
 # -- the one update: exact mean and variance on a Gaussian --
@@ -277,8 +292,38 @@ def test_no_leapfrog_step_and_more_differentiable_ones_than_there_are_are_refuse
     for kept in (4, -1):
         with pytest.raises(ValueError, match=f"differentiable = {kept} steps; the schedule has 3"):
             langevin(quartic, x, samplers.ula(0.1, 3), differentiable=kept)
-    with pytest.raises(ValueError, match="got L = 0"):
+    with pytest.raises(ValueError, match="L = 0: allowed is a finite number above 0"):
         hmc(quartic, x, 0.1, 1, L=0)
+
+
+@pytest.mark.parametrize(
+    ("use", "named"),
+    [
+        (lambda x: samplers.ula(-1.0, 3), "step = -1.0"),
+        (lambda x: samplers.ula(0.1, -3), "K = -3"),
+        (lambda x: samplers.decoupled(0.1, math.nan, 3), "noise = nan"),
+        (lambda x: samplers.decayed(0.1, 0.1, -1), "K = -1"),
+        (lambda x: langevin(quartic, x, [(0.1, 0.1), (math.inf, 0.0)]), "a = inf"),
+        (lambda x: langevin(quartic, x, samplers.descent(0.1, 3), clip=-1), "clip = -1"),
+        (lambda x: langevin_step(quartic, x, 0.1, -0.1), "b = -0.1"),
+        (lambda x: langevin_step(quartic, x, 0.1, 0.1, clip=0), "clip = 0"),
+        (lambda x: samplers.mala(quartic, x, math.nan, 3), "step = nan"),
+        (lambda x: samplers.mala(quartic, x, 0.1, -3), "K = -3"),
+        (lambda x: hmc(quartic, x, 0.0, 3), "step = 0.0"),
+        (lambda x: samplers.independence(quartic, x, -1), "K = -1"),
+        (lambda x: langevin(quartic, x.long(), samplers.ula(0.1, 3)), "starts from a tensor of floats"),
+        (lambda x: hmc(quartic, x.tolist(), 0.1, 3), "starts from a tensor of floats"),
+    ],
+)
+def test_numbers_that_make_no_chain_are_refused_by_name(use, named):
+    with pytest.raises(ValueError, match=named):
+        use(torch.zeros(2, 2))
+
+
+def test_a_schedule_may_be_made_on_the_way(rng):
+    pairs = [(0.01, 0.1), (0.1, 0.2)]
+    runs = (langevin(quartic, torch.ones(3, 2), s, rng=rng(0))[0] for s in (pairs, (pair for pair in pairs)))
+    assert torch.equal(*runs)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ import os
 import types
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 
+import formats
 import matplotlib
+import numpy as np
 import pytest
 import torch
 
@@ -282,6 +284,46 @@ def test_chapters_without_a_run_of_their_own_or_with_more_in_its_name(begin, tmp
     assert (job.dataset, job.run.key["of"], job.run.key["dataset"]) == ("here", {"T": 6}, "here")
     assert begin(MethodsToy, targets=3).dataset == "two-moons+25-gaussians+checkerboard"
     assert list(tmp_path.iterdir()) == [], "nothing is written before the first checkpoint"
+
+
+def test_a_run_of_own_images_is_named_for_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def fill(value):
+        for k in range(80):
+            formats.write(tmp_path / f"pics/{k}.png", formats.encoded(np.full((8, 8, 3), value + k, np.uint8)))
+
+    def run_of(path, **given):
+        with matplotlib.rc_context():
+            return start(DRLImages, {"preset": "smoke", "device": "cpu", "dataset": f"folder:{path}", **given}).run
+
+    fill(10)
+    with run_of("pics") as run:
+        run.save(1, {}, {})
+    for path in ("./pics", tmp_path / "pics"):
+        with run_of(path, resume=True) as again:
+            assert again.folder == run.folder
+    fill(20)
+    with pytest.raises(FileNotFoundError, match=rf"{run.folder} has images_sha256 = '\w+', not '\w+'$"):
+        run_of("pics", resume=True)
+    fill(10)
+    run_of("pics", resume=True).close()
+
+
+def test_a_checkpoint_of_another_notebook_is_refused_by_the_names_of_both(begin):
+    with begin(DRLToy).run as run:
+        path = str(run.save(1, {}, {}))
+        run.once("a", lambda stage: 1)
+    stored = str(run.folder / "a/result.safetensors")
+    bundled = str(data.CHECKOUT / "checkpoints/drl_fashion_mnist.safetensors")  # its header names no notebook
+    for cls, file, its in ((DRLImages, path, "drl_toy"), (MLToy, stored, "drl_toy"), (DRLToy, bundled, "drl_cifar")):
+        with pytest.raises(ValueError, match=rf"{file}.* is of {its}: {cls.notebook} takes checkpoints of") as caught:
+            begin(cls, checkpoint=file)
+        assert "\n" not in str(caught.value)
+    assert begin(DRLToy, checkpoint=path).checkpoint == path
+    for cls in (DRLImages, DRLInterpolation):
+        assert begin(cls, checkpoint=bundled).checkpoint == bundled
 
 
 def test_a_damaged_or_missing_checkpoint_stops_before_anything_else(begin, tmp_path):

@@ -25,8 +25,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ebmlib import core
+from ebmlib.core import evaluating
+from ebmlib.objectives import contrastive, denoising_score_matching
 from ebmlib.run import training
 from ebmlib.run.training import Batches, Diverged, Draws, History, fit, load, load_module, open_run, save, seeded
+from ebmlib.samplers import langevin, ula
 
 KEY = {"a": 1, "widths": [16, 16]}
 
@@ -331,6 +335,71 @@ def test_a_checkpoint_of_another_net_or_run_is_not_resumed(tmp_path):
         train(open_run("n", KEY, tmp_path / "run", resume=True), ema=training.ema(small_net(), 0.5))
 
 
+def sgd_of(rows, batch_size=4, rate=0.1, kind=torch.optim.SGD, **options):
+    """A function of (run, iterations) that trains on these rows."""
+
+    def go(run, iterations=20):
+        net = small_net()
+        batches = Batches(rows, batch_size, seeded(0))
+        step = lambda x, done: (net(x).square().mean(), {})
+        parts = {"net": net, "optimizer": kind(net.parameters(), rate)}
+        return fit(step, batches, **parts, iterations=iterations, run=run, progress=False, **options)
+
+    return go
+
+
+OTHER = [  # what differs where a run goes on, and what the sentence must say
+    ({"rate": 0.2}, r"lr = 0\.1, not 0\.2"),
+    ({"kind": torch.optim.Adam}, "optimizer = 'SGD', not 'Adam'"),
+    ({"kind": lambda weights, rate: torch.optim.SGD(weights, rate, momentum=0.9)}, r"momentum = 0, not 0\.9"),
+    ({"batch_size": 5}, "batch_size = 4, not 5"),
+    ({"warmup": 5}, "warmup = 10, not 5"),
+    ({"clip_norm": 1.0}, r"clip_norm = None, not 1\.0"),
+    ({"cosine": True}, "cosine over = None, not 20"),
+    ({"rows": torch.zeros(30, 2)}, "not the data that the run began with"),
+    ({"rows": torch.ones(31, 2)}, "order is of 30 rows, the data have 31"),
+]
+
+
+@pytest.mark.parametrize(("other", "said"), OTHER)
+def test_another_training_does_not_go_on_with_a_run(tmp_path, other, said):
+    own = {"rows": torch.ones(30, 2), "warmup": 10}
+    with open_run("n", KEY, tmp_path / "run") as run:
+        sgd_of(**own)(run, 10)
+    with refused(ValueError, said):
+        sgd_of(**own | other)(open_run("n", KEY, tmp_path / "run", resume=True))
+    same_result = {"kind": lambda weights, rate: torch.optim.SGD(weights, rate, foreach=True)}
+    sgd_of(**own | same_result)(open_run("n", KEY, tmp_path / "run", resume=True))
+
+
+def test_checkpoints_that_do_not_say_how_they_were_trained_still_go_on(tmp_path):
+    go = sgd_of(torch.ones(30, 2))
+    with open_run("n", KEY, tmp_path / "run") as run:
+        go(run, 10)
+    (path,) = run.checkpoints()
+    objects, meta = load(path)
+    del objects["terms"], objects["batches"]["rows"], meta["notebook"]
+    save(path, objects, meta)
+    assert go(open_run("n", KEY, tmp_path / "run", resume=True)).step[-1] == 20
+
+
+def test_a_resume_that_finds_nothing_says_what_the_nearest_run_has_instead(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    key = {"settings": {"lr": 0.1, "widths": (1, 2)}, "dataset": "here", "images_sha256": "aa"}
+    for more in ({}, {"dataset": "there", "images_sha256": "cc"}):
+        with open_run("n", key | more) as run:
+            run.describe(net={"width": 3})
+            run.save(1, {}, {})
+    with open_run("n", key, resume=True) as run:
+        said = rf"resume at \S+: {run.folder}"
+    with refused(FileNotFoundError, rf"{said} has images_sha256 = 'aa', not 'bb'$"):
+        open_run("n", key | {"images_sha256": "bb"}, resume=True)
+    with refused(FileNotFoundError, rf"{said} has settings\.lr = 0\.1, not 0\.2$"):
+        open_run("n", key | {"settings": {"lr": 0.2, "widths": (1, 2)}}, resume=True)
+    with refused(FileNotFoundError, r"resume at \S+$"):
+        open_run("another", key, resume=True)
+
+
 # Stages --------------------------------------------------------------------------------------------------------------
 
 STAGES = ("First: of two", "second", "third")
@@ -618,17 +687,27 @@ def test_foreign_files_are_refused_in_one_line(tmp_path):
         load(tmp_path)
 
 
-def test_a_damaged_newest_checkpoint_stops_the_resume_and_harms_nothing(tmp_path):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_set_aside(tmp_path):
+    whole, *_ = train(None)
     with open_run("n", KEY, tmp_path / "run") as run:
-        whole, *_ = train(run, iterations=14)
+        train(run, iterations=33)
     older, newest = run.checkpoints()
-    kept = older.read_bytes()
-    newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"step-00000014\.safetensors is damaged"):
+    kept, newest_bytes = older.read_bytes(), newest.read_bytes()[:-100]
+    newest.write_bytes(newest_bytes)
+    with pytest.warns(UserWarning, match="is damaged") as said:
+        again = train(open_run("n", KEY, tmp_path / "run", resume=True), save_every=30, keep=1)[0]
+    (line,) = str(said[0].message).splitlines()
+    assert len(said) == 1
+    assert str(newest) in line
+    assert line.endswith(f"the run goes on from {older}")
+    assert same(whole, again)
+    assert newest.with_name(newest.name + ".damaged").read_bytes() == newest_bytes
+    assert [path.stem for path in run.checkpoints()] == ["step-00000060"], "it must not count as the newest"
+    older.write_bytes(kept[:-1])
+    (tmp_path / "run/step-00000060.safetensors").write_bytes(b"")
+    with refused(ValueError, "is damaged", names=tmp_path / "run/step-00000060.safetensors"):
         train(open_run("n", KEY, tmp_path / "run", resume=True))
-    assert older.read_bytes() == kept
-    newest.unlink()
-    assert same(whole, train(open_run("n", KEY, tmp_path / "run", resume=True), iterations=14)[0])
+    assert len(run.checkpoints()) == 2, "where none is whole all stay"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_no_fragment(tmp_path, child):
@@ -861,6 +940,74 @@ def test_ema_against_the_closed_form():
     assert ema.module[1].running_mean.tolist() == [39, 39]
     with pytest.raises(ValueError, match=r"decay is 1.0; it must lie in \[0, 1\)"):
         training.ema(net, 1.0)
+
+
+def linear(**options):
+    """A training of one layer on what it is given; the loss is the mean output."""
+    net = nn.Linear(2, 1)
+    return lambda step, batches, n=9: sgd(lambda x, _: step(net, x), net, batches, iterations=n, **options)
+
+
+mean = lambda net, x: (net(x).mean(), {})
+
+
+@pytest.mark.parametrize("kind", ["loader", "list"])
+def test_batches_that_end_are_gone_through_again(kind):
+    x, seen = torch.arange(8.0).reshape(4, 2), []
+    batches = torch.utils.data.DataLoader(x, 2) if kind == "loader" else [x[:2], x[2:]]
+    linear()(lambda net, x: (seen.append(x), mean(net, x))[1], batches, 5)
+    assert [int(part[0, 0]) for part in seen] == [0, 4, 0, 4, 0]
+
+
+def test_batches_that_end_for_good_are_named():
+    for batches, at in ((iter([torch.ones(2, 2)] * 3), 4), (iter(()), 1)):
+        with pytest.raises(ValueError, match=f"the batches ended before iteration {at}: give an endless iterator"):
+            linear()(mean, batches)
+
+
+@pytest.mark.parametrize(
+    ("step", "got"),
+    [
+        (lambda net, x: net(x).mean(), "got Tensor"),
+        (lambda net, x: None, "got NoneType"),
+        (lambda net, x: (net(x).mean(), 3.0), "got Tensor, float"),
+        (lambda net, x: (net(x).mean(0).expand(2), {}), r"got a loss of shape \(2,\) with a gradient"),
+        (lambda net, x: (net(x).mean().detach(), {}), r"got a loss of shape \(\) with no gradient"),
+    ],
+)
+def test_a_step_that_gives_no_loss_is_refused_in_one_sentence(step, got):
+    with pytest.raises(ValueError, match=rf"step must return \(loss, stats\).*({got})$"):
+        linear()(step, None)
+
+
+@pytest.mark.parametrize("clip_norm", [0, 0.0, -1.0, float("nan")])
+def test_a_clip_norm_that_stops_training_is_refused(clip_norm):
+    with pytest.raises(ValueError, match=rf"clip_norm = {clip_norm}: allowed is None, which is off"):
+        linear(clip_norm=clip_norm)(mean, None)
+
+
+def test_a_device_is_picked_by_name_or_as_it_is():
+    for name in ("cpu", torch.device("cpu")):
+        assert training.pick_device(name) == torch.device("cpu")
+    with pytest.raises(ValueError, match="device 'cuda:99' is not there; available: cpu"):
+        training.pick_device(torch.device("cuda:99"))
+
+
+@pytest.mark.parametrize("score_matching", [False, True])
+def test_an_energy_with_batch_norm_is_not_trained_though_chains_run_it_in_evaluation_mode(score_matching):
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1), nn.Flatten(0))
+
+    def step(x, done):
+        if score_matching:
+            return denoising_score_matching(net, x, 0.1), {}
+        with evaluating(net):
+            y, _ = langevin(net, x, ula(0.1, 2))
+        return contrastive(net(x), net(y))
+
+    with pytest.raises(ValueError, match="the energy has BatchNorm1d in train mode"):
+        sgd(step, net, iterations=2)
+    assert not core.trained
+    sgd(lambda x, done: (net(x).square().mean(), {}), net, iterations=2)  # a judge may have it
 
 
 @pytest.mark.parametrize("kind", ["float", "uint8", "memory-mapped"])

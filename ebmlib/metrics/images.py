@@ -1,4 +1,4 @@
-"""How good images are: FID, KID and IS on a net's features, and nearest neighbors.
+"""How good images are: FID, KID and IS on a net's features, a ladder of known images, nearest neighbors, AUROC.
 
 A score with anything but the standard Inception is never called plain: `score_name` says what it is.
 """
@@ -11,6 +11,7 @@ from importlib import metadata
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ebmlib import data
 from ebmlib.core import evaluating
@@ -34,13 +35,41 @@ def best_extractor(device: str | torch.device = "cpu", timeout: float = 60.0) ->
     return net.to(device), "Judged by the standard Inception, so that FID, KID and IS are the plain ones."
 
 
+def in_range(x: Tensor) -> tuple[Tensor, float]:
+    """Samples x, floats of any shape, clamped to [-1, 1], and the share of values that were over a gray level outside.
+
+    ValueError where values are not finite: a diverged chain must not be judged as a picture.
+    """
+    if lost := int((~x.isfinite()).sum()):
+        raise ValueError(f"{lost} of the {x.numel()} values of the samples are not finite: their chains diverged.")
+    return x.clamp(-1, 1), float((x.abs() > 1 + 2 / 255).double().mean())
+
+
+def _look(x: Tensor) -> None:
+    """Warn where float images are not in [-1, 1]; ValueError where they are far from it, or not finite."""
+    if not x.is_floating_point():
+        return
+    _, outside = in_range(x)
+    low, high = map(float, x.aminmax())
+    found = f"the images' values are from {low:.3g} to {high:.3g}, and floats are expected in [-1, 1]"
+    if max(-low, high) > 4:
+        raise ValueError(f"{found}; pixels in [0, 255] are given as uint8, samples that left the range by in_range.")
+    if low >= 0 and high > 0.5:
+        warnings.warn(f"{found}: pixels in [0, 1] become that by 2 * x - 1", stacklevel=3)
+    elif outside > 0.01:
+        warnings.warn(f"{found}: {outside:.1%} are clamped", stacklevel=3)
+
+
 def extract(net: Extractor, x: Tensor, batch: int = 256) -> Tensor:
     """Features (N, d), float32 on x's device, of images x (N, C, H, W), float in [-1, 1] or uint8.
 
     net None: the bundled Fashion-CNN, which converts to gray 28 x 28; "inception": the standard net (RGB, 299 x 299);
-    a module gets x as it is, in evaluation mode on its own device. ValueError for NaN in images or features.
+    a module gets x as it is, in evaluation mode on its own device. ValueError for images or features that are not
+    finite, and for images far outside [-1, 1]; a warning where they are little outside, or in [0, 1].
     """
     net = _loaded(net, x.device)
+    if isinstance(net, FashionCNN | Inception):
+        _look(x)
     device = next(net.parameters(), x).device
     with torch.no_grad(), evaluating(net):
         out = torch.cat([net(part.to(device)).flatten(1).float().to(x.device) for part in x.split(batch)])
@@ -58,16 +87,18 @@ def reference(images: Tensor, extractor: Extractor = None, batch: int = 256) -> 
     net = _loaded(extractor, images.device)
     if type(net) not in (FashionCNN, Inception):
         return extract(net, images, batch)
-    path = data.cache_folder() / "statistics" / f"features-{_key(images, net, batch)}{checkpoint.SUFFIX}"
-    if path.exists():
-        try:
-            return checkpoint.load(path)[0]["value"].to(images.device)
-        except (OSError, ValueError) as error:
-            warnings.warn(f"computed anew: {error}", stacklevel=2)
+    name = f"features-{_key(images, net, batch)}{checkpoint.SUFFIX}"
+    path = lambda: data.cache_folder() / "statistics" / name  # OSError where there is no cache
+    try:
+        return checkpoint.load(path())[0]["value"].to(images.device)
+    except ValueError as error:
+        warnings.warn(f"computed anew: {error}", stacklevel=2)
+    except OSError:
+        pass  # there is none yet, or below is said why none can be kept
     value = extract(net, images, batch)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.save(path, {"value": value}, {})
+        path().parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path(), {"value": value}, {})
     except OSError as error:
         warnings.warn(f"computed, but not kept for the next time: {error}", stacklevel=2)
     return value
@@ -213,6 +244,45 @@ def _inception_score(splits: Sequence[Tensor]) -> Tensor:
 
 def _shuffled(n: int, rng: torch.Generator | None) -> Tensor:
     return torch.randperm(n, generator=rng, device=rng.device if rng is not None else "cpu").cpu()
+
+
+def ladder(images: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Real images (N, C, H, W) and what is made of them, by name and as large: a scale for the scores of a judge.
+
+    With noise (its standard deviation in [-1, 1] units), pooled, N draws of the Gaussian with their mean and
+    covariance, noise from U(-1, 1), and their mean image; clamped to [-1, 1]. Judge them by other real images.
+    """
+    x = data.to_float(images)
+    normal = lambda *size: torch.randn(*size, generator=rng, device=x.device)
+    mean, n = x.mean(0, keepdim=True), len(x)
+    noisy = {f"noise {std:g}": x + std * normal(*x.shape) for std in (0.1, 0.2, 0.3)}
+    pool = lambda k: F.interpolate(F.avg_pool2d(x, k), x.shape[2:])
+    pooled = {f"pooled {k} x {k}": pool(k) for k in (2, 4)}
+    # Mixtures of the centered images: their covariance is that of the images, whatever its rank.
+    gaussian = mean + (normal(n, n) / (n - 1) ** 0.5 @ (x - mean).flatten(1)).reshape(x.shape)
+    uniform = 2 * torch.rand(x.shape, generator=rng, device=x.device) - 1
+    rest = {"one Gaussian": gaussian, "uniform noise": uniform, "mean image": mean.expand_as(x)}
+    return {name: one.clamp(-1, 1) for name, one in ({"real": x} | noisy | pooled | rest).items()}
+
+
+def auroc(lower: Tensor, higher: Tensor) -> tuple[float, float]:
+    """P(a < b) + P(a = b) / 2 of scores a in lower (n,) and b in higher (m,), with DeLong's standard error (1988).
+
+    The area under the ROC curve of a detector that calls high scores "higher": energies of test images and of another
+    data set, say; 0.5 where the scores tell nothing apart. The two sets are independent, of 2 scores at least.
+    """
+    if min(len(lower), len(higher)) < 2 or lower.isnan().any() or higher.isnan().any():
+        raise ValueError(f"auroc needs 2 or more scores on each side, no NaN; got {len(lower)} and {len(higher)}.")
+
+    def below(of: Tensor, among: Tensor) -> Tensor:
+        """The share of `among` below each of `of`, equal ones counted half."""
+        among = among.sort().values
+        ends = (torch.searchsorted(among, of, right=right) for right in (False, True))
+        return sum(ends) / (2 * len(among))
+
+    of_higher, of_lower = below(higher, lower).double(), 1 - below(lower, higher).double()
+    variance = of_higher.var() / len(higher) + of_lower.var() / len(lower)
+    return of_higher.mean().item(), variance.sqrt().item()
 
 
 def nearest_neighbors(x: Tensor, others: Tensor, k: int = 1, chunk: int = 8192) -> tuple[Tensor, Tensor]:

@@ -106,12 +106,11 @@ def _mean(name: str, values: Tensor, protocol: str = "") -> Score:
 def judge_samples(density: Density, samples: Tensor, held_out: Tensor, pairs: int | None = None) -> list[Score]:
     """MMD^2 to the data held_out (m, 2) and, where the density has modes, how many are covered and the share near one.
 
-    The MMD takes the first `pairs` samples (None: all) and as many held-out points; an error of 0, which means that
-    it is too small to be estimated, is left out.
+    The MMD takes the first `pairs` samples (None: all) and as many held-out points.
     """
     n = min(len(samples), len(held_out), pairs or len(samples))
     value, se = mmd(samples[:n], held_out[:n], bandwidth(density))
-    scores = [Score("MMD^2 of samples", value, se or None, n, protocol="Gaussian kernel, bandwidth a tenth of the box")]
+    scores = [Score("MMD^2 of samples", value, se, n, protocol="Gaussian kernel, bandwidth a tenth of the box")]
     if density.modes is not None:
         found = mode_coverage(samples, density.modes.to(samples.device), density.mode_std)
         about = {"n": len(samples), "protocol": "within 3 std"}
@@ -131,17 +130,20 @@ def mmd_floor(density: Density, n: int, rng: torch.Generator | None = None, pair
     return float(torch.tensor([mmd(*pair, bandwidth(density))[0] for pair in drawn]).square().mean().sqrt())
 
 
-def mmd(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float]:
+def mmd(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float | None]:
     """Unbiased MMD^2 of x (n, d) and y (m, d) under exp(-|x - y|^2 / (2 bandwidth^2)), with its standard error.
 
     Gretton et al. (2012), Eq. 3; it can be negative. The error holds under x ~ y too, where the leading term vanishes:
-    the jackknife's variance 4 var/n less its noise. Float64, memory n + m; ValueError for fewer than 4 samples.
+    the jackknife's variance 4 var/n less its noise; None where that estimate is not positive. Float64, memory n + m;
+    ValueError for fewer than 4 samples and for samples that are not finite.
     """
     shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 4:
         raise ValueError(f"mmd needs samples (n, d) and (m, d), 4 or more each, got {shapes}.")
     if not 0 < bandwidth < float("inf"):
         raise ValueError(f"mmd's bandwidth must be positive and finite, got {bandwidth}.")
+    if lost := sum(int((~part.isfinite()).any(1).sum()) for part in (x, y)):
+        raise ValueError(f"mmd's samples must be finite; {lost} of {len(x) + len(y)} are not.")
     n, m = len(x), len(y)
     x, y = x.detach().double(), y.detach().double()
     (xx, _, xx_noise), (yy, _, yy_noise) = _kernel(x, x, bandwidth, own=True), _kernel(y, y, bandwidth, own=True)
@@ -151,7 +153,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float]:
     # means, zeta_x that of E k(x, x') - E k(x, y) over x; seen through finite means it is zeta_x + v_xx/n + v_xy/m.
     variance = 4 * (xx - xy).var() / n + 4 * (yy - yx).var() / m
     variance -= 2 * xx_noise / n**2 + 2 * yy_noise / m**2 + 4 * xy_noise / (n * m)
-    return value.item(), variance.clamp(min=0).sqrt().item()
+    return value.item(), math.sqrt(variance) if variance > 0 else None
 
 
 def _kernel(x: Tensor, y: Tensor, bandwidth: float, own: bool = False, rows: int = 1024) -> tuple[Tensor, ...]:

@@ -11,6 +11,8 @@ from matplotlib.container import BarContainer
 from matplotlib.image import AxesImage
 from matplotlib.pyplot import Axes, Figure, Line2D
 
+from ebmlib.page.results import quantity
+
 WIDTH = 7.0  # inches, the width of the book's column
 GAP = 2  # white pixels between images
 MOST_INSIDE = 4  # lines of a legend inside its axes
@@ -94,7 +96,7 @@ def bars(ax: Axes, values: Mapping[str, float | tuple[float, float]], xlabel: st
     value, error = np.array(pairs, dtype=float).reshape(-1, 2).T
     whisker = {"ecolor": "#222222", "capsize": 3}
     drawn = ax.barh(list(values), value, xerr=error, height=0.6, color=PALETTE[0], error_kw=whisker)
-    text = [f"{v:.3g}" if np.isnan(e) else f"{v:.3g} ± {e:.1g}" for v, e in pairs]
+    text = [quantity(v, e) for v, e in pairs]
     ax.bar_label(drawn, text, padding=4, fontsize=11)
     ax.margins(x=0.25)  # room for the numbers
     ax.invert_yaxis()

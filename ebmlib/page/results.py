@@ -3,7 +3,6 @@
 An executed notebook is the record: `show` displays rows as a table with a JSON twin, `read` gets them back.
 """
 
-import html
 import json
 import math
 import numbers
@@ -146,10 +145,13 @@ def summary(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if isinstance(row.seed, list) or (_group(row), row.seed) not in covered]
 
 
-def show(rows: Iterable[Row]) -> None:
-    """Display rows as a table (HTML, plain text) with their JSON twin; in plain Python, print the table."""
+def show(rows: Iterable[Row], *, own: bool = True) -> None:
+    """Display rows as a table (HTML, plain text); in plain Python, print the table.
+
+    Only rows of the run itself, `own`, have the JSON twin that `read` takes them from.
+    """
     rows = _checked(rows)
-    shown.show(as_html(rows), as_text(rows), **{MIME: [asdict(row) for row in rows]})
+    shown.show(as_html(rows), as_text(rows), **({MIME: [asdict(row) for row in rows]} if own else {}))
 
 
 def show_committed(notebook: str, preset: str) -> None:
@@ -161,17 +163,17 @@ def show_committed(notebook: str, preset: str) -> None:
     rows = summary(load(path)[0]) if path.is_file() else []
     others = [row for row in rows if row.preset != preset]
     if others:
-        show(others)
+        show(others, own=False)
     elif not rows:
         sentence = f"There are no committed rows of longer runs of {notebook} yet."
-        shown.show(f"<p>{html.escape(sentence)}</p>", sentence)
+        shown.show(f"<p>{shown.escaped(sentence)}</p>", sentence)
 
 
 def as_html(rows: Iterable[Row]) -> str:
     """The table paper | this run as HTML: escaped, with class names for the book's CSS, scrolling on a narrow page."""
     titles, body = _cells(rows)
-    note = lambda text: f'<br><small class="ebm-results-note">{html.escape(text)}</small>' if text else ""
-    cells = [[html.escape(main) + note(more) for main, more in line] for line in body]
+    note = lambda text: f'<br><small class="ebm-results-note">{shown.escaped(text)}</small>' if text else ""
+    cells = [[shown.escaped(main) + note(more) for main, more in line] for line in body]
     return shown.as_html(titles, cells, "Results")
 
 
@@ -202,29 +204,35 @@ def _cells(rows: Iterable[Row]) -> tuple[list[str], list[list[tuple[str, str]]]]
 
 
 def quantity(value: float, se: float | None = None) -> str:
-    """A value with its standard error, rounded to two digits of the error: 1.2345, .067 -> "1.234 ± 0.067"."""
-    if not se:
-        return f"{value:.4g}" + ("" if se is None else " ± 0")
-    exponent = math.floor(math.log10(max(abs(value), se)))
-    places = 1 - math.floor(math.log10(se))
+    """A value with its standard error, both rounded to two digits of the error: 1.2345, 0.067 -> "1.234 ± 0.067".
+
+    An error of 0, or one below the float's own rounding, is not shown: the value has four digits, or all of a count.
+    """
+    if not se or math.isnan(se) or se < 1e-12 * abs(value):
+        return f"{value + 0.0:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.4g}"
+    se = float(f"{se:.1e}")  # first, because 0.0996 has its two digits at 0.10
+    exponent, places = math.floor(math.log10(max(abs(value), se))), 1 - math.floor(math.log10(se))
     if -4 <= exponent < 6:
+        value, se = round(value, places) + 0.0, round(se, places)  # no -0.00
         return f"{value:.{max(places, 0)}f} ± {se:.{max(places, 0)}f}"
     scale, places = 10.0**exponent, places + exponent
     return f"({value / scale:.{places}f} ± {se / scale:.{places}f})e{exponent}"
 
 
 def read(path: str | Path) -> list[Row]:
-    """The rows that an executed notebook shows, in order.
+    """The rows that the run of an executed notebook made, in order, without committed ones that its page shows.
 
-    ValueError names the notebook and the cell where a run failed or did not finish, or says that there are no results.
+    ValueError names the notebook and the cell where a run failed or did not finish, or which was not run in its turn,
+    each once from top to bottom; or says that there are no results.
     """
     notebook = _json(Path(path))
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise ValueError(f"{path} is not a notebook.")
     cells = [cell for cell in notebook["cells"] if ERROR_TAG not in _tags(cell)]
-    rows: list[Row] = []
+    rows, turn = [], 0
     for number, cell in enumerate(cells, 1):
-        if trouble := _trouble(cell):
+        turn += (is_code := cell.get("cell_type") == "code" and bool("".join(cell.get("source", "")).strip()))
+        if trouble := _trouble(cell, turn if is_code else None):
             raise ValueError(f"{path} is not a finished run: cell {number} {trouble}.")
         for output in cell.get("outputs", []):
             rows += _rows(output.get("data", {}).get(MIME, []), f"{path}, cell {number}")
@@ -239,13 +247,18 @@ def _tags(cell: dict) -> list[str]:
     return cell.get("metadata", {}).get("tags", [])
 
 
-def _trouble(cell: dict) -> str:
-    """Why a cell makes its notebook unusable, "" if it does not."""
+def _trouble(cell: dict, turn: int | None) -> str:
+    """Why a cell makes its notebook unusable, "" if it does not; `turn` is its place among the cells of code."""
     errors = [output for output in cell.get("outputs", []) if output.get("output_type") == "error"]
     if errors and "raises-exception" not in _tags(cell):
         return f"failed with {errors[0].get('ename')}: {' '.join(str(errors[0].get('evalue')).split())}".rstrip(".")
     status = cell.get("metadata", {}).get("papermill", {}).get("status", "completed")
-    return "" if status == "completed" else f"is marked {status}"
+    if status != "completed":
+        return f"is marked {status}"
+    count = cell.get("execution_count")
+    if turn is None or count == turn:
+        return ""
+    return "was not run" if count is None else f"was run in another order (run {count} of the kernel, not {turn})"
 
 
 def save(path: str | Path, rows: Iterable[Row], *, overwrite: bool = False, **meta: Any) -> None:

@@ -10,15 +10,20 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], fold: str = "") -
 
     With a title in `fold`, the page shows the title alone until the reader opens it.
     """
-    page = as_html(heads, [[html.escape(cell) for cell in row] for row in rows])
+    page = as_html(heads, [[escaped(cell) for cell in row] for row in rows])
     if fold:
-        page = f"<details><summary>{html.escape(fold)}</summary>{page}</details>"
+        page = f"<details><summary>{escaped(fold)}</summary>{page}</details>"
     show(page, "\n".join(" | ".join(row) for row in [heads, *rows]))
 
 
 def banner(sentence: str) -> None:
     """Display one sentence as a warning, such as "this run uses other data than you asked for"."""
-    show(f'<div class="alert alert-warning">{html.escape(sentence)}</div>', sentence)
+    show(f'<div class="alert alert-warning">{escaped(sentence)}</div>', sentence)
+
+
+def escaped(text: str) -> str:
+    """A text as HTML that shows it as it is: MathJax takes no formula from dollars in elements of their own."""
+    return html.escape(text).replace("$", "<span>$</span>")
 
 
 def as_html(
@@ -30,7 +35,7 @@ def as_html(
     row is the row's title. The last `words` columns hold sentences and get room for them.
     """
     wide = [' class="ebm-words"' * (k >= len(heads) - words) for k in range(len(heads))]
-    head = "".join(f'<th scope="col"{room}>{html.escape(title)}</th>' for title, room in zip(heads, wide))
+    head = "".join(f'<th scope="col"{room}>{escaped(title)}</th>' for title, room in zip(heads, wide))
     first = '<th scope="row">{}</th>' if label else "<td>{}</td>"
     lines = (first.format(row[0]) + "".join(f"<td>{cell}</td>" for cell in row[1:]) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)

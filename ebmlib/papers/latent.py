@@ -84,11 +84,12 @@ def in_data(energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)) -> E
     return target
 
 
-def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: Rng = None) -> Tensor:
-    """log p(x | z) + log p(z) - log q(z | x) for one draw z of q for each x (B, *S): (B,), exp of it has mean p(x)."""
+def importance(encode: Decoder, decode: Decoder, x: Tensor, rng: Rng = None, n: int = 1) -> Tensor:
+    """log p(x | z) + log p(z) - log q(z | x) for n draws z of q per x (B, *S): (n, B), exp of it has mean p(x)."""
     q = encode(x)
-    z = q.transform(torch.randn(q.mean.shape, generator=rng, dtype=x.dtype, device=x.device))
-    return decode(z).log_prob(x) - gaussian_energy(z) - q.log_prob(z)
+    z = q.transform(torch.randn(n, *q.mean.shape, generator=rng, dtype=x.dtype, device=x.device))
+    each, of = z.flatten(0, 1), x.expand(n, *x.shape).flatten(0, 1)
+    return (decode(each).log_prob(of) - gaussian_energy(each)).reshape(n, -1) - q.log_prob(z)
 
 
 @torch.no_grad()
@@ -103,6 +104,5 @@ def iwae(encode: Decoder, decode: Decoder, x: Tensor, n: int, rng: Rng = None, b
     at_once = max(1, min(n, block // max(len(x), 1)))
     for done in range(0, n, at_once):
         count = min(at_once, n - done)
-        log_w = importance(encode, decode, x.repeat_interleave(count, 0), rng).reshape(len(x), count)
-        total = torch.logaddexp(total, torch.logsumexp(log_w, 1))
+        total = torch.logaddexp(total, torch.logsumexp(importance(encode, decode, x, rng, count), 0))
     return total - math.log(n)

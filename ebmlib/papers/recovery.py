@@ -163,6 +163,7 @@ def schedule(
     return [(delta**2 / 2, noise * delta)] * K
 
 
+@torch.inference_mode(False)  # each level's energy keeps tensors for gradients
 def progressive(
     at_level: Callable[[Tensor], Energy],
     tables: Noising,
@@ -265,6 +266,7 @@ def shared(
     return noise
 
 
+@torch.inference_mode(False)
 def interpolate(
     at_level: Callable[[Tensor], Energy],
     tables: Noising,

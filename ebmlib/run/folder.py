@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def open_run(
 
     `resume` continues the newest unfinished run of the same key. The folder appears with its first checkpoint or stage.
     `generators` are those whose states a stage leaves behind (`Run.once`). FileNotFoundError if there is nothing to
-    resume, RuntimeError if it is in use, OSError if it is not writable.
+    resume, with what the most similar run has instead; RuntimeError if it is in use, OSError if it is not writable.
     """
     base = Path("runs") / notebook / key_hash(key) if run_dir is None else Path(run_dir)
     run = Run(base.expanduser().absolute(), notebook, dict(key), generators)
@@ -75,7 +76,8 @@ class Run(contextlib.AbstractContextManager):
                 self.close()  # the same process may resume it
                 raise
             stored = lambda: {"result": result, **parallel.random_state(self.generators)}
-            parallel.once(lambda: save(stage.create() / RESULT, stored(), {**about, "key": self.key}))
+            header = {**about, "notebook": self._info["notebook"], "key": self.key}
+            parallel.once(lambda: save(stage.create() / RESULT, stored(), header))
         objects = parallel.once(lambda: _result(stage._folder, about))  # the same, whether new or of an earlier process
         parallel.set_random_state(objects, self.generators)
         self._called.append(place)
@@ -144,14 +146,17 @@ class Run(contextlib.AbstractContextManager):
 
     def _reopen(self) -> None:
         """Lock the newest unfinished run with this key that holds work."""
-        name, found = re.compile(re.escape(self._base.name) + r"(-\d+)?"), {}
+        name, found, others = re.compile(re.escape(self._base.name) + r"(-\d+)?"), {}, []
         for folder in self._base.parent.iterdir() if self._base.parent.is_dir() else ():
             info = _read(folder)
-            ours = name.fullmatch(folder.name) and info.get("hash") == self.hash and not info["finished"]
-            if ours and _holds_work(folder):
-                found[info["created"]] = folder, info
+            if info.get("notebook") == self._info["notebook"] and not info["finished"] and _holds_work(folder):
+                if name.fullmatch(folder.name) and info["hash"] == self.hash:
+                    found[info["created"]] = folder, info
+                others.append((_differences(info["key"], self.key), str(folder)))
         if not found:
-            raise FileNotFoundError(f"there is no unfinished run of these settings to resume at {self._base}")
+            said = f"there is no unfinished run of these settings to resume at {self._base}"
+            differ, folder = min(others, key=lambda other: len(other[0]), default=([], ""))
+            raise FileNotFoundError(said + (f": {folder} has {', '.join(differ[:3])}" if differ else ""))
         folder, info = found[max(found)]
         _check_writable(folder)
         self._lock = _acquire(folder)
@@ -185,9 +190,30 @@ class Run(contextlib.AbstractContextManager):
         return [] if self._folder is None else _checkpoints(self._folder)
 
     @parallel.by_the_first
+    def newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+        """(path, objects, meta) of the newest whole checkpoint; None if there is no checkpoint.
+
+        Damaged ones after it get the ending .damaged, with a warning. ValueError if none is whole.
+        """
+        damaged: list[tuple[Path, Exception]] = []
+        for path in reversed(self.checkpoints()):
+            try:
+                found = load(path)
+            except (OSError, ValueError) as error:
+                damaged.append((path, error))
+                continue
+            for broken, error in damaged:
+                aside = broken.rename(f"{broken}.damaged")  # or it would count as the newest
+                warnings.warn(f"{error}: it is now {aside.name}, and the run goes on from {path}", stacklevel=2)
+            return path, *found
+        if damaged:
+            raise damaged[0][1]
+        return None
+
+    @parallel.by_the_first
     def save(self, iteration: int, objects: Mapping[str, Any], meta: Mapping[str, Any], keep: int = 2) -> Path:
         """Write the checkpoint of one iteration, then remove all but the newest `keep`."""
-        meta = {**meta, "iteration": iteration, "key": self.key}
+        meta = {**meta, "iteration": iteration, "notebook": self._info["notebook"], "key": self.key}
         path = save(self.create() / f"step-{iteration:08d}{SUFFIX}", objects, meta)
         for old in self.checkpoints()[: -max(keep, 1)]:
             old.unlink(missing_ok=True)
@@ -220,6 +246,14 @@ def _holds_work(folder: Path) -> bool:
     """Whether a folder has a checkpoint, a stage that was begun, or a finished run."""
     info = _read(folder)
     return bool(_checkpoints(folder) or info.get("stages") or info.get("finished"))
+
+
+def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
+    """The entries of a key in which another differs, as parts of a sentence; what only the other has does not count."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        inner = ((entry, theirs.get(entry), ours[entry]) for entry in ours)
+        return [part for entry, a, b in inner for part in _differences(a, b, f"{name}.{entry}".lstrip("."))]
+    return [] if theirs == json.loads(json.dumps(ours)) else [f"{name} = {theirs!r}, not {ours!r}"]
 
 
 def _read(folder: Path) -> dict[str, Any]:

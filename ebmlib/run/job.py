@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Job:
     train: Tensor | None = None  # uint8 (N, C, H, W), where the chapter has images
     held_out: Tensor | None = None
     split: str = ""  # of `held_out`
+    sha256: str = ""  # of `train`, where no published hash vouches for it
     run: Any = None  # the open run folder
 
     def open_run(self, dataset: str, **more: Any) -> None:
@@ -45,7 +46,8 @@ class Job:
         `start` calls it, or, where the settings have `opens_run = False`, the notebook.
         """
         self.dataset = dataset
-        key = {"settings": asdict(self.cfg), "dataset": dataset, "seed": self.seed, **more}
+        images = {"images_sha256": self.sha256} if self.sha256 else {}
+        key = {"settings": asdict(self.cfg), "dataset": dataset, "seed": self.seed, **images, **more}
         self.run = folder.open_run(self.notebook, key, self.run_dir, self.resume, [self.rng])
 
     def row(self, name: str, value: float, se: float | None = None, n: int | None = None, **more: Any) -> results.Row:
@@ -78,7 +80,7 @@ def start(cls: type[Settings], namespace: Mapping[str, Any]) -> Job:
     common["dataset"] = cfg.true_name(common["dataset"])
     job = Job(cls.notebook, preset, seed, cfg, published, device, training.seeded(seed, device), **common)
     if job.checkpoint is not None:
-        checkpoints.load(job.checkpoint)  # a missing or damaged file stops here
+        _check_origin(cls, job.checkpoint, checkpoints.load(job.checkpoint)[1])  # a missing or damaged file stops here
     if cls.kind == "density":
         job.density = densities.by_name(job.dataset)
         job.dataset = job.density.name
@@ -95,12 +97,24 @@ def start(cls: type[Settings], namespace: Mapping[str, Any]) -> Job:
     return job
 
 
+def _check_origin(cls: type[Settings], path: str, header: Mapping[str, Any]) -> None:
+    """ValueError if a checkpoint is another notebook's; a header without its name is known by its settings."""
+    settings = header.get("key", {}).get("settings", {})
+    fitting = [name for name, one in resolve.classes().items() if settings.keys() <= {f.name for f in fields(one)}]
+    writers = [header["notebook"]] if "notebook" in header else fitting if settings else []
+    reads = cls.reads or cls.notebook
+    if writers and reads not in writers:
+        raise ValueError(f"checkpoint = {path!r} is of {writers[0]}: {cls.notebook} takes checkpoints of {reads}")
+
+
 def _images(job: Job) -> None:
     """Load the images to train on and to judge by; a banner says where the bundled set stands in for another."""
     with parallel.in_turn():
         job.train, source = data.images(job.dataset, size=job.cfg.size, fallback=job.preset in ("smoke", "quick"))
-        job.dataset, job.split = source.name, data.held_out(source.name)
-        job.held_out, _ = data.images(job.dataset, job.split, size=job.cfg.size)
+        job.dataset, job.sha256, job.split = source.name, source.sha256, data.held_out(source.name)
+        job.held_out = job.train
+        if job.split != "train":
+            job.held_out, _ = data.images(job.dataset, job.split, size=job.cfg.size)
     if source.fallback:
         shown.banner(source.note)
     needed = job.cfg.images_needed(job.train[0].numel())

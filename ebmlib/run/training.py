@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from ebmlib import core
 from ebmlib.run import parallel
-from ebmlib.run.checkpoint import load, load_module, load_weights, save, save_weights  # noqa: F401 (notebooks' names)
+from ebmlib.run.checkpoint import digest, load, load_module, load_weights, save, save_weights  # noqa: F401 (for notebooks)
 from ebmlib.run.folder import Run, open_run  # noqa: F401
 from ebmlib.run.history import Board, History, Stats, Watch
 
@@ -41,11 +42,11 @@ class OutOfMemory(Stopped):
     """The device's memory did not suffice."""
 
 
-def pick_device(name: str | None = None) -> torch.device:
+def pick_device(name: str | torch.device | None = None) -> torch.device:
     """The named device; None is cuda if there is one, else cpu. ValueError that lists what there is otherwise."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     there = ["cpu", *(["cuda"] if cuda else []), *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
-    name = name if name is not None else ("cuda" if cuda else "cpu")
+    name = str(name) if name is not None else ("cuda" if cuda else "cpu")
     if name not in there:
         raise ValueError(f"device {name!r} is not there; available: {', '.join(there)}")
     return torch.device(name)
@@ -69,6 +70,7 @@ class Batches(Iterator):
         if not 1 <= batch_size <= len(x):
             raise ValueError(f"batch_size is {batch_size}; it must lie in 1..{len(x)}, the number of rows")
         self.x, self.batch_size, self.rng, self.transform = x, parallel.share(batch_size), rng, transform
+        self.rows = digest({"x": x[:: max(1, len(x) // 1000)]})  # of about a thousand rows: enough to tell data apart
         self.device = x.device if device is None else torch.device(device)
         self.order: Tensor | None = None
         self.position = 0
@@ -83,12 +85,14 @@ class Batches(Iterator):
         return batch if self.transform is None else self.transform(batch, self.rng)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order, "position": self.position}
+        return {"order": self.order, "position": self.position, "rows": self.rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         order = state["order"]
         if order is not None and len(order) != len(self.x):
             raise ValueError(f"the saved order is of {len(order)} rows, the data have {len(self.x)}")
+        if state.get("rows", self.rows) != self.rows:
+            raise ValueError("the saved order is of other rows: these are not the data that the run began with")
         self.order = None if order is None else order.to(self.x.device)
         self.position = state["position"]
 
@@ -127,13 +131,17 @@ class _Training(contextlib.AbstractContextManager):
         if unknown := self.emas.keys() - self.nets.keys():
             raise ValueError(f"ema names {', '.join(unknown)}; the nets are: {', '.join(self.nets)}")
         self.optimizer, self.state, self.run, self.history = optimizer, list(state), run, History()
-        self.batches = batches if hasattr(batches, "__next__") else iter(batches)
+        self.given, self.batches = batches, batches if hasattr(batches, "__next__") else iter(batches)
         rng = getattr(batches, "rng", None)
         self.generators = [*generators, *([] if rng is None or any(rng is other for other in generators) else [rng])]
         self.board, self.good = Board(0), None  # the last good checkpoint
+        self.terms = _terms(optimizer, batches)
+        self.norms = set().union(*map(core.norms, self.nets.values())) - core.trained
+        core.trained |= self.norms  # in no energy, which chains run in evaluation mode
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         self.board.close()
+        core.trained -= self.norms
         if kind is not None and self.run is not None:
             self.run.close()  # the same process may resume it
 
@@ -143,6 +151,7 @@ class _Training(contextlib.AbstractContextManager):
             "ema": {name: mean.module.state_dict() for name, mean in self.emas.items()},
             "averages": {name: [mean.decay, mean.n_averaged] for name, mean in self.emas.items()},
             "optimizer": self.optimizer.state_dict(),
+            "terms": self.terms,
             **parallel.random_state(self.generators),
             "batches": self.batches.state_dict() if hasattr(self.batches, "state_dict") else None,
             "state": [part.state_dict() for part in self.state],
@@ -152,16 +161,18 @@ class _Training(contextlib.AbstractContextManager):
     def resume(self) -> int:
         """Go on from the run's newest checkpoint, if there is one; returns the iterations that are behind."""
         start = 0
-        if self.run is not None and (there := self.run.checkpoints()):
-            self.good = there[-1]
-            start = self._restore(self.good)
+        if self.run is not None and (newest := self.run.newest()):
+            self.good = newest[0]
+            start = self._restore(*newest)
             self.run.write_text("log.csv", self.history.csv())  # a kill may have come between it and the checkpoint
         parallel.agree("the weights that training starts from", [value for _, value in self._weights()])
         self.board.written, self.began = start, time.perf_counter() - self.history.seconds
         return start
 
-    def _restore(self, path: Any) -> int:
-        objects, meta = parallel.once(lambda: load(path))
+    def _restore(self, path: Any, objects: Mapping[str, Any], meta: Mapping[str, Any]) -> int:
+        for name, value in objects.get("terms", {}).items():
+            if name in self.terms and self.terms[name] != value:
+                raise ValueError(f"{path} is of another run: it has {name} = {value!r}, not {self.terms[name]!r}")
         own = {"net": self.nets, "ema": self.emas, "generators": self.generators, "state": self.state}
         for kind, parts in own.items():
             saved = objects[kind]
@@ -194,8 +205,8 @@ class _Training(contextlib.AbstractContextManager):
         """One iteration; OutOfMemory says what to lower."""
         batch = None
         try:
-            batch = next(self.batches)
-            loss, stats = step(batch, done)
+            batch = self._next(iteration)
+            loss, stats = _loss(step(batch, done))
             self.optimizer.zero_grad(set_to_none=True)  # after the step: what a chain left behind does not count
             loss.backward()
             parallel.mean_gradients(self.optimizer)
@@ -212,6 +223,15 @@ class _Training(contextlib.AbstractContextManager):
             rows = f" (now {len(batch)})" if isinstance(batch, Tensor) else ""
             advice = f"lower the batch size{rows} first, then the width of the net"
             raise self._stopped(OutOfMemory, f"out of memory at iteration {iteration}: {advice}", iteration) from error
+
+    def _next(self, iteration: int) -> Any:
+        """The next batch; what ends is gone through again, as a DataLoader at the end of each epoch."""
+        for _ in range(2):
+            with contextlib.suppress(StopIteration):
+                return next(self.batches)
+            self.batches = iter(self.given)
+        again = "give an endless iterator, or batches that can be gone through again"
+        raise ValueError(f"the batches ended before iteration {iteration}: {again}")
 
     def look(self, iteration: int, watch: Watch, due: bool, keep: int) -> None:
         """Check what was seen, before each checkpoint and every CHECK_EVERY iterations, and write the checkpoint."""
@@ -235,6 +255,27 @@ class _Training(contextlib.AbstractContextManager):
         if self.good is not None:
             there = f"the last good checkpoint is {self.good} (iteration {int(self.good.stem[5:])})"
         return kind(f"{what}; {there}", iteration, self.good, self.history)
+
+
+def _terms(optimizer: Any, batches: Any) -> dict[str, Any]:
+    """What must be the same where a training goes on: the optimizer with its options and rates, and the batch size."""
+    computing = ("params", "foreach", "fused", "capturable", "differentiable")  # these do not change what is computed
+    terms = {"optimizer": type(optimizer).__name__, "batch_size": getattr(batches, "batch_size", 0) * parallel.size()}
+    for i, group in enumerate(optimizer.param_groups):
+        terms |= {f"{k} of group {i}" if i else k: v for k, v in group.items() if k not in computing}
+    return terms
+
+
+def _loss(given: Any) -> tuple[Tensor, Stats]:
+    """What a step returned; ValueError unless it is (loss, stats) with one number that has a gradient."""
+    match given:
+        case Tensor() as loss, Mapping() if loss.numel() == 1 and loss.requires_grad:
+            return given
+        case Tensor() as loss, Mapping():
+            got = f"a loss of shape {tuple(loss.shape)} with {'a' if loss.requires_grad else 'no'} gradient"
+        case _:
+            got = ", ".join(type(part).__name__ for part in (given if isinstance(given, tuple) else [given]))
+    raise ValueError(f"step must return (loss, stats): one number with a gradient, and a mapping; got {got}")
 
 
 @contextlib.contextmanager
@@ -305,7 +346,10 @@ def fit(
     `warmup` is linear, `cosine` decays to 0. Several processes (`run.launch`) call it alike; the first one's are kept.
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`. OutOfMemory says what to lower.
     """
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise ValueError(f"clip_norm = {clip_norm}: allowed is None, which is off, or a finite number above 0")
     training = _Training(net, ema, optimizer, batches, generators, state, run)
+    training.terms |= {"warmup": warmup, "clip_norm": clip_norm, "cosine over": iterations if cosine else None}
     watch, pause = Watch(bound, log_every, training.history), 0.5 if os.isatty(2) else 5.0
     with training, _rates(optimizer, warmup, cosine, iterations) as rates, _deterministic(deterministic):
         start, silent = training.resume(), not progress or parallel.rank() > 0

@@ -113,12 +113,13 @@ class DRLInterpolation(Settings):
     """Settings of `drl_interpolation` (section 4.1, Figures 5 and 8 to 10); net and chains are the checkpoint's."""
 
     notebook = "drl_interpolation"
+    reads = "drl_cifar"
     opens_run = False
     way: str = value("arc", "section 4.1; whose angle is not said", text="sphere", allowed=("arc", "angle"))
     steps: int = value(9, "images per row, with both ends; an odd number", smoke=3, gpu=17, low=3, check=check_odd)
     pairs: int = value(64, "of samples, each with its path", smoke=2, quick=16, gpu=256, low=2)
     at_once: int = value(4, "pairs whose paths are sampled together", smoke=2, quick=16, gpu=64, low=1)
-    own_iterations: int = value(0, "of the net trained here; 0 trains none", smoke=2, quick=150, gpu=1000, low=0)
+    own_iterations: int = value(0, "of the net trained here; 0 trains none", smoke=2, quick=80, gpu=1000, low=0)
     batch: int = value(32, "of that training, as in `drl_cifar` at preset cpu", smoke=4, low=1)
     lr: float = value(1e-3, "of that training, with a half cosine to 0", above=0)
     warmup: int = value(50, smoke=1, low=0)
@@ -136,7 +137,7 @@ class DRLLongRun(Settings):
     kind = "images"
     data = "cifar10"
     published = TABLE_5  # the paper's for T6: its T1k is on CIFAR-10 alone
-    hmc_steps: Ints = value((1, 10, 100), "Figure 7: steps per level", text=(1, 10, 100), smoke=(1, 2), quick=(1, 2, 5))
+    hmc_steps: Ints = value((1, 10, 100), "Figure 7: steps per level", text=(1, 10, 100), smoke=(1, 2), quick=(1, 4))
     L: int = value(2, "section 4.2: leapfrog steps", both=2, smoke=1, low=1)
     chains: int = value(1000, "of each long run; see Figure 6", smoke=16, quick=32, cpu=64, gpu=128, low=16)
     pilots: int = value(1000, "4.2: chains that adapt the steps", text=1000, smoke=16, quick=32, cpu=64, gpu=64, low=16)
@@ -144,6 +145,11 @@ class DRLLongRun(Settings):
     stride: int = value(1, "section 4.2: every level is adapted", text=1, smoke=500, quick=100, cpu=20, gpu=20, low=1)
     tests: int = value(10_000, "test images for bits", text=10_000, smoke=32, quick=1000, cpu=2000, gpu=2048, low=32)
     check_chains: int = value(4000, "of the check on a Gaussian", smoke=300, quick=1000, cpu=2000, low=100)
+    ais_chains: int = value(1000, "of annealed importance sampling", smoke=16, quick=64, cpu=128, gpu=512, low=16)
+    ais_K: int = value(100, "trajectories per energy of it", smoke=1, quick=4, low=1)
+    substeps: int = value(32, "mixtures between levels 1 and 0; below them 1 / (t + 1) of it", smoke=2, quick=8, low=1)
+    starts: int = value(64, "chains on E_0 from test images, as many from samples", smoke=16, quick=16, cpu=32, low=4)
+    marginal: int = value(4000, "trajectories of these chains", smoke=8, quick=200, low=8)
     size: int = value(32, "Table 4", both=32, small=8, low=8)
     width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4)
     multipliers: Ints = value((1, 2, 2, 2), "Table 4", both=(1, 2, 2, 2), small=(1, 2), smoke=(1,))
@@ -153,7 +159,7 @@ class DRLLongRun(Settings):
     weight_power: float = value(2.0, "of cum_sigma / sigma in a level's weight", low=0)
     beta1: float = value(0.9, "Table 5", both=0.9, low=0, below=1)
     batch: int = value(256, "Table 5", both=256, small=64, smoke=16, low=1)
-    iterations: int = value(50_000, "Table 5", both=50_000, smoke=4, quick=2500, cpu=20_000, gpu=5000, low=1)
+    iterations: int = value(50_000, "Table 5", both=50_000, smoke=4, quick=1200, cpu=20_000, gpu=5000, low=1)
     lr: float = value(1e-4, "Appendix B", both=1e-4, small=2e-3, above=0)
     warmup: int = value(1000, "release", code=1000, smoke=1, quick=50, cpu=200, gpu=500, low=0)
     cosine: bool = value(False, "whether the rate then falls to 0 as a half cosine", code=False, small=True)

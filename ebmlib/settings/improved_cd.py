@@ -13,7 +13,7 @@ class ImprovedCDToy(Settings):
     kind = "density"
     data = "25-gaussians"
     K: int = value(10, "supplement, B.2", both=40, smoke=4, low=1)
-    step: float = value(0.012, "B.2, CIFAR-10; here below twice the modes' variance", text=500, code=100, above=0)
+    step: float = value(2e-3, "B.2, CIFAR-10; here 2a is below the modes' variance", text=500, code=100, above=0)
     temperature: float = value(1.0, "b^2 / 2a; at 1 the density can be judged", text=1e-9, code=5e-9, above=0)
     restart: float = value(0.1, "share of chains started anew", code=1e-3, low=0, below=1)
     capacity: int = value(1000, "of the reservoir; if small, its chains run often", code=10_000, smoke=100, low=100)

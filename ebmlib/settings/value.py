@@ -41,6 +41,7 @@ class Settings:
     data: ClassVar[str] = ""  # the default name of the data
     takes: ClassVar[tuple[str, ...]] = ("dataset", "resume", "checkpoint")  # the common parameters that have a use
     opens_run: ClassVar[bool] = True  # False: the notebook keeps no run, or opens it itself
+    reads: ClassVar[str] = ""  # the notebook whose checkpoints it takes; "": its own
     published: ClassVar[Mapping[str, list[dict[str, Any]]]] = {}  # by data set: what the paper sets, per image size
 
     def implied(self, given: Mapping[str, Any]) -> "Settings":

@@ -33,6 +33,10 @@ class Curve(Density):
     def box(self) -> float:
         return self.scale * (self._reach + TAIL * self.noise)
 
+    @property
+    def narrowest(self) -> float:
+        return self.scale * self.noise
+
     def nodes(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """The density as a mixture of Gaussians of std noise * scale: means (2, m) and log weights (m,)."""
         center, log_weight = _curve_nodes(self, dtype, device)
@@ -49,7 +53,7 @@ class Curve(Density):
         return low + (high - low) * torch.rand(n, generator=rng, device=device)
 
     def _log_density(self, x: Tensor) -> Tensor:
-        std = self.noise * self.scale
+        std = self.narrowest
         mean, log_weight = self.nodes(x.dtype, x.device)
         log_weight = log_weight - LOG_2PI - 2 * math.log(std)
 
@@ -182,6 +186,10 @@ class Rings(Density):
     @property
     def box(self) -> float:
         return max(self.radii) + TAIL * self.noise
+
+    @property
+    def narrowest(self) -> float:
+        return self.noise
 
     def nodes(self, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         """The density as a mixture: means (2, m), evenly around each circle, and log weights (m,)."""

@@ -48,6 +48,8 @@ class GaussianGrid(Density):
     def mode_std(self) -> float:
         return self.std
 
+    narrowest = mode_std
+
     def _blur(self, std: float) -> "GaussianGrid":
         return replace(self, std=math.hypot(self.std, std))
 
@@ -92,6 +94,10 @@ class Funnel(Density):
         u = (math.sqrt(1 + (self.spread * TAIL) ** 2) - 1) / self.spread
         x_1 = self.width * math.exp(self.spread * u / 2) * math.sqrt(TAIL**2 - u**2)
         return math.hypot(max(x_1, TAIL * self.spread), TAIL * self.blur)
+
+    @property
+    def narrowest(self) -> float:
+        return self.blur  # the sharp funnel's neck narrows without end
 
     def _blur(self, std: float) -> "Funnel":
         return replace(self, blur=math.hypot(self.blur, std))
@@ -158,7 +164,11 @@ class Checkerboard(Density):
 
     @property
     def box(self) -> float:
-        return self.half + TAIL * self.edge * self.side
+        return self.half + TAIL * self.narrowest
+
+    @property
+    def narrowest(self) -> float:
+        return self.edge * self.side
 
     def _blur(self, std: float) -> "Checkerboard":
         return replace(self, edge=math.hypot(self.edge, std / self.side))

@@ -16,11 +16,14 @@ class Density:
     """A 2D target: `sample`, exact `log_prob` and `energy`, and `box`.
 
     `box` is the half side of the centered square that holds all but 1e-6 of the mass.
+    `narrowest` is the largest s for which the density is another one plus noise N(0, s^2 I): no energy has more
+    curvature than 1 / s^2, and chains that end with noise b can learn it only if b < s (`samplers.check_floor`).
     `modes` (m, 2) and `mode_std` are None where the density has no separate modes.
     """
 
     name: str
     box: float
+    narrowest: float
     modes: Tensor | None = None
     mode_std: float | None = None
 
