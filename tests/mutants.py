@@ -241,7 +241,7 @@ TABLES = [
     ]),
     ("targets/densities.py", "test_densities.py", [
         ("the board's narrowest width without its side", "return self.edge * self.side", "return self.edge",
-         "no_curvature_at_samples"),
+         "the_curvature_at_samples_is_that_of_the_narrowest_width_at_most"),
         ("the blur adds standard deviations", "edge=math.hypot(self.edge, std / self.side)",
          "edge=self.edge + std / self.side", "blurred_is_the_convolution_with_a_gaussian"),
         ("the funnel opens twice as fast", "(x_2 / 2).exp()", "x_2.exp()", "samples_follow_the_density[pinwheel]",
@@ -257,7 +257,7 @@ TABLES = [
     ]),
     ("targets/curves.py", "test_densities.py", [
         ("a curve's narrowest width in its own scale", "return self.scale * self.noise", "return self.noise",
-         "no_curvature_at_samples"),
+         "the_curvature_at_samples_is_that_of_the_narrowest_width_at_most"),
         ("the roll's blur ignores its scale", "math.hypot(self.noise, std / self.scale)",
          "math.hypot(self.noise, std)", "blurred_is_the_convolution_with_a_gaussian"),
         ("both moons the same", "(1 - 2 * arc) * torch.stack", "torch.stack", "curves_against_adaptive_quadrature"),
