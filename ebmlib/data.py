@@ -65,23 +65,27 @@ SETS = {
     "celeba_hq": Set("CelebA-HQ", (), ("celeba_hq", "celeba_hq.zip", "celeba_hq.tar"), _CELEBA_HQ, 256),
     "imagenet32": Set("ImageNet-32", _VAL, ("imagenet32", "imagenet32.zip", "imagenet32.tar"), _IMAGENET, 32),
     "folder": Set("A folder of images", (), (), ""),
+    "npz": Set("A file of arrays", (), (), ""),
 }
-NAMES = tuple(name for name in SETS if name != "folder")
-POINTED = ("folder", "celeba_hq", "imagenet32")  # a path may follow these: "folder:photos"
+POINTED = ("folder", "npz", "celeba_hq", "imagenet32")  # a path may follow these: "folder:photos"
+NAMES = tuple(name for name in SETS if name not in ("folder", "npz"))
 
 
 def images(
-    name: str | None, split: str = "train", *, size: int | None = None, fallback: bool = False,
-    root: str | Path | None = None, download: bool = True, timeout: float = 60.0,
+    name: str | None, split: str = "train", *, size: int | None = None, classes: Sequence[int] | None = None,
+    fallback: bool = False, root: str | Path | None = None, download: bool = True, timeout: float = 60.0,
 ) -> tuple[Tensor, Source]:  # fmt: skip
-    """The set as uint8 (N, C, H, W) and its true name; None means CIFAR-10. `name` is one of NAMES or "folder:PATH".
+    """The set as uint8 (N, C, H, W) and its true name; None means CIFAR-10. `classes` keeps those with these labels.
 
+    `name` is one of NAMES, "folder:PATH", "npz:PATH" (`imagefiles.read_arrays` says what such a file holds), or the name
+    of any .npz file in a folder that is searched.
     Photographs are cropped to the central square, then resized with antialiasing to `size` pixels; 28 to 32 pads zeros.
     FileNotFoundError if the set is missing and cannot be downloaded, unless `fallback` puts Fashion-MNIST in its place.
     `root` replaces the search; a download ends after `timeout` seconds without data. What was read from a folder or an
     archive, changed and left out is printed in one line.
     """
-    kind, path = _parse("cifar10" if name is None else name, split)
+    name = "cifar10" if name is None else name
+    kind, path = _parse(name, split, root)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ValueError(f"size is {size!r}; it must be None or a whole number of pixels, at least 1")
     try:
@@ -90,19 +94,30 @@ def images(
         if not fallback or kind == "fashion_mnist":
             raise
         stand_in = "train" if split in ("train", "all", "extra") else "test"
-        x, source = images("fashion_mnist", stand_in, size=size, download=download, timeout=timeout)
+        own = {"size": size, "classes": classes, "download": download, "timeout": timeout}
+        x, source = images("fashion_mnist", stand_in, **own)
         note = f"{SETS[kind].title} {missing.reason}: this run uses the bundled Fashion-MNIST instead."
         return x, source._replace(fallback=True, note=note)
     raw = imagefiles.read_set(kind, place, split)
     x, sha256, changes = imagefiles.processed(raw, size or SETS[kind].size, cache_folder, kind)
-    name = f"{kind}:{place.resolve()}" if path else kind
-    if raw.left_out is None:
-        return x, Source(name, split, sha256=sha256)
+    name = f"{kind}:{place.resolve()}" if ":" in name else name
+    if classes is not None:
+        x, name = x[of_classes(raw.labels, classes, name)], f"{name}[{','.join(map(str, classes))}]"
     kinds = [f"; {about}: {what}" for about, counts in (("changed", changes), ("left out", raw.left_out))
-             if (what := imagefiles.counted(counts))]  # fmt: skip
-    note = f"{name}, split {split}: {len(x):,} images" + "".join(kinds)
+             if (what := imagefiles.counted(counts or {}))]  # fmt: skip
+    note = f"{name}, split {split}: {len(x):,} images" + "".join(kinds) + f"; {raw.checked}"
     print(note, flush=True)
     return x, Source(name, split, note=note, sha256=sha256)
+
+
+def of_classes(given: Tensor | None, classes: Sequence[int], name: str) -> Tensor:
+    """Indices of the images with one of these labels; ValueError where a class has none."""
+    if given is None or given.ndim != 1:
+        raise ValueError(f"classes = {tuple(classes)}: {name} has no single label per image")
+    there = given.unique().tolist()
+    if not classes or {*classes} - {*there}:
+        raise ValueError(f"classes = {tuple(classes)}: {name} has the classes {', '.join(map(str, there))}")
+    return torch.isin(given, torch.tensor(list(classes))).nonzero()[:, 0]
 
 
 def labels(name: str, split: str = "train", *, root: str | Path | None = None) -> Tensor:
@@ -110,7 +125,7 @@ def labels(name: str, split: str = "train", *, root: str | Path | None = None) -
 
     ValueError for a set without labels (LSUN, CelebA-HQ, folders), FileNotFoundError if it is missing.
     """
-    kind, path = _parse(name, split)
+    kind, path = _parse(name, split, root)
     raw = imagefiles.read_set(kind, _locate(kind, path, split, root, False, 0.0), split)
     if raw.labels is None:
         raise ValueError(f"{name} has no labels")
@@ -119,23 +134,23 @@ def labels(name: str, split: str = "train", *, root: str | Path | None = None) -
 
 def find(name: str, split: str = "train", root: str | Path | None = None) -> Path | None:
     """Path of the set: in the first of EBM_DATA, the checkout's data/ and the user's cache that has it, else None."""
-    kind, path = _parse(name, split)
+    kind, path = _parse(name, split, root)
     if path:
         place = Path(path).expanduser()
         return place if place.exists() else None
     for folder in roots(root):
-        for place in SETS[kind].places:
+        for place in (*SETS[kind].places, f"{kind}.npz"):
             found = folder / place.format(split=split)
-            if found.exists() and all((found / part).exists() for part in _parts(kind, found)):
+            if found.exists() and all(any(found.glob(part)) for part in _parts(kind, found)):
                 return found
     return None
 
 
 def held_out(name: str) -> str:
     """The split to judge on: the first of test, val and train that the set has."""
-    kind, path = _parse(name, "train")
+    kind, path = _parse(name, None)
     there = () if path else SETS[kind].splits
-    if not there and (place := find(name)):
+    if not there and (place := find(name, None)):
         there = imagefiles.splits(place)
     return next((split for split in ("test", "val") if split in there), "train")
 
@@ -202,25 +217,34 @@ class Missing(FileNotFoundError):
         self.reason = reason
 
 
-def _parse(name: str, split: str) -> tuple[str, str]:
+def _parse(name: str, split: str | None, root: str | Path | None = None) -> tuple[str, str]:
     kind, colon, path = name.partition(":") if isinstance(name, str) else (repr(name), "", "")
-    pointed = bool(path) and kind in POINTED if colon else kind != "folder"
+    pointed = bool(path) and kind in POINTED if colon else kind not in ("folder", "npz")
+    if not colon and kind not in SETS:
+        files = [file for folder in roots(root) if (file := folder / f"{kind}.npz").is_file()]
+        if files:
+            return "npz", str(files[0])
     if kind not in SETS or not pointed:
         near = difflib.get_close_matches(kind.lower().replace("-", "_"), SETS, n=1, cutoff=0.5)
-        hint = f" (did you mean {near[0].replace('folder', 'folder:PATH')}?)" if near else ""
-        raise ValueError(f"data set {name!r} is unknown{hint}; allowed are {', '.join(NAMES)} and folder:PATH")
+        hint = f" (did you mean {near[0] + ':PATH' * (near[0] in ('folder', 'npz'))}?)" if near else ""
+        own = "folder:PATH, npz:PATH and the name of a .npz file in a data folder"
+        raise ValueError(f"data set {name!r} is unknown{hint}; allowed are {', '.join(NAMES)}, {own}")
     allowed = SETS[kind].splits
-    if allowed and split not in allowed:
+    if allowed and split not in (*allowed, None):
         raise ValueError(f"split {split!r} of {kind} is unknown; allowed are {', '.join(allowed)}")
     return kind, path
 
 
 def _parts(kind: str, place: Path) -> list[str]:
-    """Files without which a folder is not the set."""
+    """Patterns of files without which a folder is not the set."""
+    if place.suffix == ".npz":
+        return []
     if kind == "celeba":
         pictures = "img_align_celeba"
         return [*imagefiles.CELEBA_TABLES, pictures if (place / pictures).is_dir() else f"{pictures}.zip"]
-    return list(imagefiles.FASHION_SHA256) if kind in ("fashion_mnist", "mnist") else []  # they share the four names
+    if kind == "mnist":  # packed or not
+        return [file.removesuffix(".gz") + "*" for file in imagefiles.FASHION_SHA256]
+    return list(imagefiles.FASHION_SHA256) if kind == "fashion_mnist" else []
 
 
 def _locate(kind: str, path: str, split: str, root: str | Path | None, download: bool, timeout: float) -> Path:
@@ -239,7 +263,7 @@ def _locate(kind: str, path: str, split: str, root: str | Path | None, download:
             return find(kind, split, root)
         except OSError as error:
             reason += f" and could not be downloaded ({imagefiles.one_line(error)})"
-    put = " or ".join(p.format(split=split) for p in spec.places)
+    put = " or ".join(p.format(split=split) for p in (*spec.places, f"{kind}.npz"))
     looked = ", ".join(map(str, roots(root)))
     message = f"{spec.title} (split {split}) {reason}: get it from {spec.origin} and put {put} into one of {looked}"
     raise Missing(message + ", or into a folder that EBM_DATA names", reason)

@@ -40,6 +40,12 @@ TORCHVISION = {
     "svhn": "SVHN", "celeba": "CelebA",
 }  # fmt: skip
 CELEBA_TABLES = ("list_eval_partition.txt", "list_attr_celeba.txt")
+MNIST_MD5 = {  # of the unpacked files: their .gz files differ by when and by what they were packed
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 Reader = Callable[[], bytes]
@@ -58,10 +64,13 @@ class Raw(NamedTuple):
     stamp: tuple = ()
     changes: Mapping[str, int] | None = None
     left_out: Mapping[str, int] | None = None
+    checked: str = "no hash is published for these files"  # how far they are known to be the set
 
 
 def read_set(kind: str, place: Path, split: str) -> Raw:
     """The set of that kind at `place`; RuntimeError names a damaged file, or a missing package."""
+    if place.suffix == ".npz":
+        return read_arrays(place, split)
     if kind == "fashion_mnist":  # without torchvision, whose import takes a second: every notebook starts here
         return _read_idx(place, split, FASHION_SHA256)
     if kind.startswith("lsun"):
@@ -71,7 +80,7 @@ def read_set(kind: str, place: Path, split: str) -> Raw:
         return _read_batches(place, batches) if batches else _read_pictures(place, *_of_split(place, split))
     cls = torchvision_class(kind)
     if kind == "mnist":
-        return _read_idx(place, split, dict(cls.resources))
+        return _read_idx(place, split, MNIST_MD5)
     if kind == "celeba":
         return _read_celeba(cls, place, split)
     if kind == "svhn":
@@ -117,18 +126,48 @@ def torchvision_class(kind: str) -> Any:
     return getattr(importlib.import_module("torchvision.datasets"), TORCHVISION[kind])
 
 
-def _whole(x, y) -> Raw:
+def _whole(x, y, checked: str = "verified by the published hashes of its files") -> Raw:
     x = torch.as_tensor(np.ascontiguousarray(x))
-    return Raw(len(x), lambda: iter([x]), torch.as_tensor(y, dtype=torch.long))
+    return Raw(len(x), lambda: iter([x]), None if y is None else torch.as_tensor(y, dtype=torch.long), checked=checked)
+
+
+def read_arrays(place: Path, split: str) -> Raw:
+    """A split of a .npz file: `<split>_images` uint8 (N, H, W) or (N, H, W, C), C 1 or 3, and `<split>_labels` (N, ..).
+
+    Labels are whole numbers, and may be missing. ValueError in one sentence for anything else.
+    """
+    try:
+        with np.load(place, allow_pickle=False) as held:
+            names = held.files
+            found = {key: held[key] for key in (f"{split}_images", f"{split}_labels") if key in names}
+    except Exception as error:  # a damaged file raises nearly anything
+        raise RuntimeError(f"{place} cannot be read as a .npz file of arrays: {one_line(error)}") from None
+    if f"{split}_images" not in found:
+        there = ", ".join(name.removesuffix("_images") for name in names if name.endswith("_images")) or "none"
+        raise ValueError(f"{place} has no split {split!r}, no array {split}_images; its splits: {there}")
+    x, y = found[f"{split}_images"], found.get(f"{split}_labels")
+    x = x[..., None] if x.ndim == 3 else x
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or not len(x):
+        given = f"{x.dtype} {found[f'{split}_images'].shape}"
+        raise ValueError(f"{split}_images of {place} is {given}; uint8 (N, H, W) or (N, H, W, C), C 1 or 3, is needed")
+    if y is not None and (y.dtype.kind not in "iu" or len(y) != len(x)):
+        raise ValueError(f"{split}_labels of {place} is {y.dtype} {y.shape}; {len(x)} whole numbers are needed")
+    return _whole(x.transpose(0, 3, 1, 2), y, f"arrays of {place.name}, not verified")
 
 
 def _read_idx(place: Path, split: str, hashes: Mapping[str, str]) -> Raw:
     # Read directly: torchvision would first unpack 55 MB.
     part = "train" if split == "train" else "t10k"
     arrays = []
-    for file, header in ((f"{part}-images-idx3-ubyte.gz", 16), (f"{part}-labels-idx1-ubyte.gz", 8)):
-        verify(place / file, hashes[file])
-        arrays.append(np.frombuffer(gzip.decompress((place / file).read_bytes()), np.uint8, offset=header).copy())
+    for file, header in ((f"{part}-images-idx3-ubyte", 16), (f"{part}-labels-idx1-ubyte", 8)):
+        packed, path = place / f"{file}.gz", place / file
+        if packed.name in hashes:
+            verify(packed, hashes[packed.name])
+        held = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        if file in hashes and hashlib.md5(held).hexdigest() != hashes[file]:
+            where = path if path.exists() else packed
+            raise RuntimeError(f"{where} is damaged: the MD5 of its content is not {hashes[file]}; get it again")
+        arrays.append(np.frombuffer(held, np.uint8, offset=header).copy())
     return _whole(arrays[0].reshape(-1, 1, 28, 28), arrays[1])
 
 
@@ -228,11 +267,14 @@ def _picture(get: Reader, changes: Counter[str]) -> Tensor:
 
 
 def splits(place: Path) -> list[str]:
-    """The split of each image of a folder, .zip or .tar, in the order of their names: train, val, test, or "" (none).
+    """The splits of a .npz file; of a folder, .zip or .tar that of each image by name: train, val, test, "" (none).
 
     Folders with a name of SPLIT_FOLDERS, in any case, are splits if one of them is val or test. They are in `place`, or
     in a folder there that holds all. Without a training folder the other images are for training; beside one, for none.
     """
+    if place.suffix == ".npz":
+        with np.load(place, allow_pickle=False) as held:
+            return [name.removesuffix("_images") for name in held.files if name.endswith("_images")]
     return _splits(_images(place)[0])
 
 

@@ -146,7 +146,7 @@ def trained(name: str = "Fashion-CNN", path: str | Path | None = None, device: s
     """
     from safetensors.torch import load
 
-    net = untrained(name)
+    net = untrained(name).float()  # whatever torch's default type is
     path = weights_of(name) if path is None else Path(path)
     blob, note = path.read_bytes(), path.with_suffix(".json")
     if note.is_file() and hashlib.sha256(blob).hexdigest() != json.loads(note.read_text())["sha256"]:

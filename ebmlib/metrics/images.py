@@ -15,23 +15,31 @@ from torch.nn import functional as F
 
 from ebmlib import data
 from ebmlib.core import evaluating
-from ebmlib.metrics import inception
-from ebmlib.metrics.features import FashionCNN, conversion, fashion_cnn
+from ebmlib.metrics import features, inception
+from ebmlib.metrics.features import Judge
 from ebmlib.metrics.inception import Inception
 from ebmlib.run import checkpoint
 
-Extractor = nn.Module | str | None  # None: Fashion-CNN; "inception": the standard one; a module: (N, C, H, W) -> (N, d)
+# A judge's name or "inception", a module (N, C, H, W) -> (N, d), or None: the bundled judge that fits the images' channels.
+Extractor = nn.Module | str | None
 
 
-def best_extractor(device: str | torch.device = "cpu", timeout: float = 60.0) -> tuple[nn.Module, str]:
-    """The standard Inception where it is here or can be downloaded (see `inception.load`), else Fashion-CNN.
+def judge(
+    dataset: str, channels: int, *, standard: bool = False, device: str | torch.device = "cpu", timeout: float = 60.0
+) -> tuple[nn.Module, str]:
+    """The net whose features fit a data set, and one sentence that names it and says why it is this one.
 
-    With one sentence that names the net and says why it is this one.
+    `standard` asks for Inception where it is here or can be downloaded (see `inception.load`); else it is the small
+    bundled classifier of `features.judge_of`.
     """
+    name = features.judge_of(dataset, channels)
+    ours = lambda: features.trained(name, device=device)
+    if not standard:
+        return ours(), f"Judged by {name}, and so named in every score."
     try:
         net = inception.load(timeout=timeout)
     except RuntimeError as error:
-        return fashion_cnn(device=device), f"Judged by {FashionCNN.name}, and so named in every score: {error}"
+        return ours(), f"Judged by {name}, and so named in every score: {error}"
     return net.to(device), "Judged by the standard Inception, so that FID, KID and IS are the plain ones."
 
 
@@ -63,12 +71,12 @@ def _look(x: Tensor) -> None:
 def extract(net: Extractor, x: Tensor, batch: int = 256) -> Tensor:
     """Features (N, d), float32 on x's device, of images x (N, C, H, W), float in [-1, 1] or uint8.
 
-    net None: the bundled Fashion-CNN, which converts to gray 28 x 28; "inception": the standard net (RGB, 299 x 299);
-    a module gets x as it is, in evaluation mode on its own device. ValueError for images or features that are not
-    finite, and for images far outside [-1, 1]; a warning where they are little outside, or in [0, 1].
+    A bundled judge and "inception" convert x to their own size and channels; a module gets x as it is, in evaluation
+    mode on its own device. ValueError for images or features that are not finite, and for images far outside [-1, 1]; a
+    warning where they are little outside, or in [0, 1].
     """
-    net = _loaded(net, x.device)
-    if isinstance(net, FashionCNN | Inception):
+    net = _loaded(net, x)
+    if isinstance(net, Judge | Inception):
         _look(x)
     device = next(net.parameters(), x).device
     with torch.no_grad(), evaluating(net):
@@ -81,11 +89,11 @@ def extract(net: Extractor, x: Tensor, batch: int = 256) -> Tensor:
 def reference(images: Tensor, extractor: Extractor = None, batch: int = 256) -> Tensor:
     """`extract` of a data set, kept in the user's cache under statistics/ for the next time.
 
-    Only for Fashion-CNN and Inception: their weights and code determine the features. A damaged file is computed anew,
+    Only for bundled judges and Inception: their weights and code determine the features. A damaged file is computed anew,
     and features that cannot be written are not kept; either is a warning.
     """
-    net = _loaded(extractor, images.device)
-    if type(net) not in (FashionCNN, Inception):
+    net = _loaded(extractor, images)
+    if type(net) not in (Judge, Inception):
         return extract(net, images, batch)
     name = f"features-{_key(images, net, batch)}{checkpoint.SUFFIX}"
     path = lambda: data.cache_folder() / "statistics" / name  # OSError where there is no cache
@@ -107,7 +115,7 @@ def reference(images: Tensor, extractor: Extractor = None, batch: int = 256) -> 
 def _key(images: Tensor, net: nn.Module, batch: int) -> str:
     """SHA-256 of the images, the net, the code that prepares images for it, and what moves the last digits."""
     tensors = {"images": images.cpu(), **{f"net.{name}": value.cpu() for name, value in net.state_dict().items()}}
-    code = map(inspect.getsource, (extract, data.to_bytes, inspect.getmodule(FashionCNN), inception))
+    code = map(inspect.getsource, (extract, data.to_bytes, features, inception))
     packages = ("torch", "torchmetrics", "torch-fidelity")
     versions = [found.version for name in packages for found in metadata.distributions(name=name)]
     is_cuda = next(net.parameters()).is_cuda
@@ -116,31 +124,35 @@ def _key(images: Tensor, net: nn.Module, batch: int) -> str:
     return checkpoint.digest(tensors, json.dumps([net.name, batch, *code, *versions, place, *switches]))
 
 
-def _loaded(net: Extractor, device: torch.device) -> nn.Module:
-    _check(net)
-    if net is None:
-        return fashion_cnn(device=device)
-    return inception.load().to(device) if net == "inception" else net
+def _loaded(net: Extractor, x: Tensor) -> nn.Module:
+    if net == "inception":
+        return inception.load().to(x.device)
+    name = _named(net, x.shape[1] if x.ndim == 4 else 1)
+    return features.trained(name, device=x.device) if isinstance(name, str) else name
 
 
-def _check(net: Extractor) -> None:
-    if not (net is None or net == "inception" or isinstance(net, nn.Module)):
-        raise ValueError(f'the feature net must be None (Fashion-CNN), "inception" or a module, got {net!r}.')
+def _named(net: Extractor, channels: int) -> nn.Module | str:
+    """The module, or the name of the net; ValueError for another name."""
+    net = features.judge_of("", channels) if net is None else net
+    if isinstance(net, nn.Module) or net in ("inception", *features.BODIES):
+        return net
+    allowed = ", ".join(map(repr, features.BODIES))
+    raise ValueError(f'the feature net must be {allowed}, "inception", None or a module, got {net!r}.')
 
 
 def score_name(metric: str, extractor: Extractor = None, shape: tuple[int, ...] | None = None) -> str:
     """The name of a score ("FID", "KID" or "IS") with its net, such as "FID (Fashion-CNN features)".
 
-    Only the standard Inception gives the plain name. With the images' shape (C, H, W), Fashion-CNN's conversion is
-    named too: "FID (Fashion-CNN features, images gray, resized to 28 x 28)".
+    Only the standard Inception gives the plain name. With the images' shape (C, H, W), what a judge does to them first
+    is named too: "FID (Fashion-CNN features, images gray, resized to 28 x 28)".
     """
-    _check(extractor)
-    if extractor == "inception" or (isinstance(extractor, Inception) and extractor.standard):
+    net = _named(extractor, 1 if shape is None else shape[0])
+    if net == "inception" or (isinstance(net, Inception) and net.standard):
         return metric
-    is_ours = extractor is None or isinstance(extractor, FashionCNN)
-    net = FashionCNN.name if is_ours else getattr(extractor, "name", type(extractor).__name__)
-    done = conversion(tuple(shape)) if shape is not None and is_ours else ""
-    return f"{metric} ({net} {'classes' if metric == 'IS' else 'features'}{f', images {done}' if done else ''})"
+    net = features.untrained(net) if isinstance(net, str) else net
+    name = getattr(net, "name", type(net).__name__)
+    done = net.conversion(tuple(shape)) if shape is not None and isinstance(net, Judge) else ""
+    return f"{metric} ({name} {'classes' if metric == 'IS' else 'features'}{f', images {done}' if done else ''})"
 
 
 def _both(real: Tensor, fake: Tensor, extractor: Extractor) -> tuple[Tensor, Tensor]:
@@ -214,7 +226,7 @@ def inception_score(
 
 def _logits(x: Tensor, extractor: Extractor) -> Tensor:
     """Log-probabilities of the classes (N, C), float64 on the CPU, none below -600: exp of that is still a number."""
-    net = _loaded(extractor, x.device)
+    net = _loaded(extractor, x)
     found = x if x.ndim == 2 else extract(net, x)
     if hasattr(net, "classes"):
         if found.shape[1] != net.num_features:
