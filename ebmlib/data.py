@@ -77,12 +77,11 @@ def images(
 ) -> tuple[Tensor, Source]:  # fmt: skip
     """The set as uint8 (N, C, H, W) and its true name; None means CIFAR-10. `classes` keeps those with these labels.
 
-    `name` is one of NAMES, "folder:PATH", "npz:PATH" (`imagefiles.read_arrays` says what such a file holds), or the name
-    of any .npz file in a folder that is searched.
-    Photographs are cropped to the central square, then resized with antialiasing to `size` pixels; 28 to 32 pads zeros.
-    FileNotFoundError if the set is missing and cannot be downloaded, unless `fallback` puts Fashion-MNIST in its place.
-    `root` replaces the search; a download ends after `timeout` seconds without data. What was read from a folder or an
-    archive, changed and left out is printed in one line.
+    `name` is one of NAMES, "folder:PATH", "npz:PATH" (see `imagefiles.read_arrays`), or that of a .npz file in a folder
+    that is searched. Photographs are cropped to the central square, then resized with antialiasing to `size` pixels; 28
+    to 32 pads zeros. FileNotFoundError if the set is missing and cannot be downloaded, unless `fallback` puts
+    Fashion-MNIST in its place. `root` replaces the search; a download ends after `timeout` seconds without data. One
+    printed line says what was read, changed and left out, and whether it was verified.
     """
     name = "cifar10" if name is None else name
     kind, path = _parse(name, split, root)

@@ -13,7 +13,7 @@ import torch
 
 from ebmlib.metrics import images as metrics
 from ebmlib.metrics import inception as standard
-from ebmlib.metrics.features import FashionCNN
+from ebmlib.metrics.features import Judge
 
 HAS_FIDELITY = importlib.util.find_spec("torch_fidelity") is not None
 needs_fidelity = pytest.mark.skipif(
@@ -121,7 +121,7 @@ def test_weights_are_found_without_a_network(made, monkeypatch, tmp_path, place)
     file = hub(tmp_path) if place == "TORCH_HOME" else tmp_path / "own" / "checkpoints" / standard.NAME
     file.parent.mkdir(parents=True)
     file.symlink_to(path)
-    net, why = metrics.best_extractor()
+    net, why = metrics.judge("fashion_mnist", 1, standard=True)
     assert isinstance(net, standard.Inception)
     assert "Judged by the standard Inception" in why
     kept = metrics.reference(images(2), net)
@@ -148,8 +148,8 @@ def test_other_weights_under_the_standard_name_are_refused(made, tmp_path):
     _, path = made
     hub(tmp_path).parent.mkdir(parents=True)
     hub(tmp_path).symlink_to(path)
-    net, why = metrics.best_extractor()
-    assert isinstance(net, FashionCNN)
+    net, why = metrics.judge("fashion_mnist", 1, standard=True)
+    assert isinstance(net, Judge)
     assert f"{hub(tmp_path)} is damaged: its SHA-256 is not {standard.SHA256}" in why
     with pytest.raises(RuntimeError, match="is damaged"):
         standard.load()
@@ -158,9 +158,9 @@ def test_other_weights_under_the_standard_name_are_refused(made, tmp_path):
 @needs_fidelity
 def test_weights_that_cannot_be_had_leave_fashion_cnn(tmp_path):
     began = time.monotonic()
-    net, why = metrics.best_extractor()
+    net, why = metrics.judge("fashion_mnist", 1, standard=True)
     assert time.monotonic() - began < 20
-    assert isinstance(net, FashionCNN)
+    assert isinstance(net, Judge)
     assert "refused" in why
     assert str(hub(tmp_path).parent) in why
     assert not list(hub(tmp_path).parent.iterdir())
@@ -181,8 +181,8 @@ def test_a_file_of_something_else_is_one_sentence(tmp_path, content):
 
 @pytest.mark.skipif(HAS_FIDELITY, reason="torch-fidelity is installed")
 def test_without_torch_fidelity_fashion_cnn_judges_and_says_so(tmp_path):
-    net, why = metrics.best_extractor()
-    assert isinstance(net, FashionCNN)
+    net, why = metrics.judge("fashion_mnist", 1, standard=True)
+    assert isinstance(net, Judge)
     assert "Fashion-CNN" in why
     assert "pip install 'ebmlib[fid]'" in why
     assert not (tmp_path / "torch").exists(), "no weights are fetched that nothing can read"

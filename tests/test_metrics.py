@@ -21,7 +21,7 @@ from ebmlib import data
 from ebmlib.data import to_bytes
 from ebmlib.metrics import features as net_features
 from ebmlib.metrics import images as metrics
-from ebmlib.metrics.features import FashionCNN, conversion, fashion_cnn, find_weights, to_gray28
+from ebmlib.metrics.features import BODIES, TRAINED_ON, Judge, judge_of, prepared, trained, untrained, weights_of
 
 
 def generator(seed: int) -> torch.Generator:
@@ -30,6 +30,10 @@ def generator(seed: int) -> torch.Generator:
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def gray28(x: torch.Tensor) -> torch.Tensor:
+    return prepared(x, 1, 28)
 
 
 def noise_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -67,40 +71,65 @@ def test_bytes_are_clamped_and_rounded():
 )
 def test_what_is_no_image_is_refused(x, named):
     with pytest.raises(ValueError, match=re.escape(named)):
-        to_gray28(x)
+        gray28(x)
 
 
 def test_gray_is_the_luma_of_rec_601():
     rgb = noise_images(1, 3, 28, 28)
     pillow = np.asarray(Image.fromarray(rgb[0].permute(1, 2, 0).numpy()).convert("L"), dtype=np.float64)
-    ours = (to_gray28(rgb)[0, 0].double() + 1).numpy() * 127.5
+    ours = (gray28(rgb)[0, 0].double() + 1).numpy() * 127.5
     assert np.abs(ours - pillow).max() <= 0.5 + 1e-3  # Pillow rounds
     gray = noise_images(2, 1, 28, 28)
-    torch.testing.assert_close(to_gray28(gray.expand(-1, 3, -1, -1)), to_gray28(gray), atol=1e-6, rtol=0)
+    torch.testing.assert_close(gray28(gray.expand(-1, 3, -1, -1)), gray28(gray), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("side", [(64, 64), (32, 48), (20, 20)])
 def test_resizing_is_antialiased_as_pillow_does_it(side):
     gray = noise_images(1, 1, *side)
     pillow = Image.fromarray(gray[0, 0].numpy().astype(np.float32)).resize((28, 28), Image.Resampling.BILINEAR)
-    ours = (to_gray28(gray)[0, 0] + 1) * 127.5
+    ours = (gray28(gray)[0, 0] + 1) * 127.5
     np.testing.assert_allclose(ours.numpy(), np.asarray(pillow), atol=0.01)
 
 
 def test_a_padded_set_is_cropped_back():
     gray = noise_images(3, 1, 28, 28)
     padded = nn.functional.pad(gray, (2, 2, 2, 2))
-    assert to_gray28(padded).equal(to_gray28(gray))
+    assert gray28(padded).equal(gray28(gray))
     color = padded.expand(-1, 3, -1, -1)  # CIFAR-10 has this shape: resized, not cropped
-    assert not torch.allclose(to_gray28(color), to_gray28(gray), atol=0.1)
+    assert not torch.allclose(gray28(color), gray28(gray), atol=0.1)
 
 
-def test_the_bundled_net_is_small_and_accurate(garments):
-    path = find_weights()
+def test_color_is_resized_and_gray_repeated_for_the_color_judge():
+    color, gray = noise_images(2, 3, 32, 32), noise_images(2, 1, 32, 32)
+    assert prepared(color, 3, 32).equal(data.to_float(color))
+    assert prepared(gray, 3, 32).equal(data.to_float(gray.expand(-1, 3, -1, -1)))
+    pillow = Image.fromarray(color[0].permute(1, 2, 0).numpy()).resize((16, 16), Image.Resampling.BILINEAR)
+    ours = (prepared(color, 3, 16)[0] + 1) * 127.5
+    assert np.abs(ours.permute(1, 2, 0).numpy() - np.asarray(pillow)).max() <= 1  # Pillow rounds twice
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_every_judge_is_small_and_accurate_by_its_record(name):
+    path = weights_of(name)
     note = json.loads(path.with_suffix(".json").read_text())
     assert path.stat().st_size == note["bytes"] < 1_000_000
+    assert note["test_accuracy"] >= {"Fashion-CNN": 0.90, "MNIST-CNN": 0.985, "CIFAR-CNN": 0.88}[name]
+    assert note["dataset"] == TRAINED_ON[name]
+
+
+def test_the_judge_fits_the_images():
+    assert judge_of("mnist", 1) == "MNIST-CNN"
+    assert judge_of("fashion_mnist", 1) == judge_of("omniglot", 1) == "Fashion-CNN"
+    assert judge_of("cifar10", 3) == judge_of("folder:faces", 3) == "CIFAR-CNN"
+    net, why = metrics.judge("mnist", 1)
+    assert net.name == "MNIST-CNN"
+    assert "MNIST-CNN" in why
+
+
+def test_the_bundled_net_is_accurate(garments):
+    note = json.loads(weights_of("Fashion-CNN").with_suffix(".json").read_text())
     with torch.no_grad():
-        net = fashion_cnn()
+        net = trained()
         guess = torch.cat([net.logits(part).argmax(1) for part in garments.split(500)])
     accuracy = guess.eq(data.labels("fashion_mnist", "test")).double().mean().item()
     assert accuracy == pytest.approx(note["test_accuracy"], abs=5e-4)  # another processor may turn a tie
@@ -117,28 +146,31 @@ def test_features_have_unit_mean_square_on_garments(garments):
 def test_a_damaged_or_missing_weight_file_is_named(tmp_path, monkeypatch):
     path = tmp_path / "checkpoints" / "fashion_cnn.safetensors"
     path.parent.mkdir()
-    shutil.copy(find_weights(), path)
-    shutil.copy(find_weights().with_suffix(".json"), path.with_suffix(".json"))
+    bundled = weights_of("Fashion-CNN")
+    shutil.copy(bundled, path)
+    shutil.copy(bundled.with_suffix(".json"), path.with_suffix(".json"))
     monkeypatch.setenv("EBM_DATA", str(tmp_path))
-    assert find_weights() == path
-    fashion_cnn()
+    assert weights_of("Fashion-CNN") == path
+    trained()
     blob = bytearray(path.read_bytes())
     blob[-5] ^= 1
     path.write_bytes(blob)
     with pytest.raises(ValueError, match=re.escape(f"{path} is damaged")):
-        fashion_cnn()
+        trained()
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
-        fashion_cnn(tmp_path / "none.safetensors")
-    monkeypatch.setattr(net_features, "WEIGHTS", net_features.WEIGHTS.with_name("other.safetensors"))
-    with pytest.raises(FileNotFoundError, match=r"in none of .*other\.safetensors; .*make_fashion_cnn\.py makes them"):
-        find_weights()
+        trained(path=tmp_path / "none.safetensors")
+    monkeypatch.setattr(net_features, "file_of", lambda name: path.with_name("other.safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"in none of .*other\.safetensors; .*make_judges\.py makes them"):
+        weights_of("Fashion-CNN")
+    with pytest.raises(ValueError, match="judge 'Inception' is unknown"):
+        trained("Inception")
 
 
 def test_features_do_not_depend_on_batch_type_or_mode(garments):
     x = garments[:50]
     expected = metrics.extract(None, x)
-    assert expected.shape == (50, FashionCNN.num_features)
-    net = fashion_cnn().train()  # BatchNorm in train mode would couple the batch
+    assert expected.shape == (50, Judge.num_features)
+    net = trained().train()  # BatchNorm in train mode would couple the batch
     for other in (metrics.extract(net, x, batch=7), metrics.extract(None, data.to_float(x), batch=1)):
         torch.testing.assert_close(other, expected, atol=1e-4, rtol=1e-4)
     assert net.training
@@ -208,21 +240,23 @@ def test_scores_do_not_depend_on_torchs_default_type(garments):
 
 def test_names_say_which_features_they_are():
     own, name = nn.Flatten(), metrics.score_name
-    assert name("FID") == name("FID", FashionCNN()) == "FID (Fashion-CNN features)"
+    assert name("FID") == name("FID", untrained("Fashion-CNN")) == "FID (Fashion-CNN features)"
     assert name("FID", "inception") == "FID"
     assert name("KID", own, (3, 32, 32)) == "KID (Flatten features)"
     assert name("IS", None, (1, 28, 28)) == "IS (Fashion-CNN classes)"
     assert name("FID", None, (1, 32, 32)) == "FID (Fashion-CNN features, images cropped to 28 x 28)"
-    assert name("FID", None, (3, 32, 32)) == "FID (Fashion-CNN features, images gray, resized to 28 x 28)"
-    assert [conversion(s) for s in ((1, 28, 28), (8, 3, 28, 28), (1, 64, 64))] == ["", "gray", "resized to 28 x 28"]
+    assert name("FID", None, (3, 32, 32)) == "FID (CIFAR-CNN features)"
+    assert name("FID", "CIFAR-CNN", (1, 28, 28)) == "FID (CIFAR-CNN features, images gray repeated, resized to 32 x 32)"
+    found = [untrained("Fashion-CNN").conversion(s) for s in ((1, 28, 28), (8, 3, 28, 28), (1, 64, 64))]
+    assert found == ["", "gray", "resized to 28 x 28"]
     for use in (lambda net: name("FID", net), lambda net: metrics.extract(net, torch.zeros(2, 1, 28, 28))):
-        with pytest.raises(ValueError, match="None \\(Fashion-CNN\\), \"inception\" or a module, got 'vgg'"):
+        with pytest.raises(ValueError, match="\"inception\", None or a module, got 'vgg'"):
             use("vgg")
 
 
 def test_a_reference_is_the_features_bit_for_bit(garments, statistics):
     x = garments[:300]
-    expected, net, seen = metrics.extract(None, x), fashion_cnn(), []
+    expected, net, seen = metrics.extract(None, x), trained(), []
     net.register_forward_pre_hook(lambda *_: seen.append(1))
     assert metrics.reference(x, net).equal(expected)
     assert len(seen) == 2, "two batches were computed"
@@ -233,8 +267,8 @@ def test_a_reference_is_the_features_bit_for_bit(garments, statistics):
     assert list(statistics.iterdir()) == [file]
 
 
-def changed_weight() -> FashionCNN:
-    net = fashion_cnn()
+def changed_weight() -> Judge:
+    net = trained()
     net.classes.bias[0] = torch.nextafter(net.classes.bias[0], torch.tensor(math.inf))
     return net
 
@@ -271,7 +305,7 @@ def test_a_reference_to_anything_else_never_hits(garments, statistics, change):
 def test_other_code_never_hits(garments, statistics, monkeypatch):
     metrics.reference(garments[:40])
     monkeypatch.setattr(metrics, "extract", lambda net, x, batch: net(x) + 1)
-    expected = fashion_cnn()(garments[:40]) + 1
+    expected = trained()(garments[:40]) + 1
     assert metrics.reference(garments[:40]).equal(expected)
     assert len(list(statistics.iterdir())) == 2
 
@@ -302,12 +336,12 @@ def test_a_reference_that_cannot_be_kept_costs_a_warning_only(garments, statisti
 
 
 def test_a_net_of_ones_own_is_not_kept(statistics):
-    class Louder(FashionCNN):  # the weights do not tell what its code does
+    class Louder(Judge):  # the weights do not tell what its code does
         def forward(self, x):
             return 2 * super().forward(x)
 
     x = noise_images(4, 1, 28, 28)
-    for net in (nn.Flatten(), Louder()):
+    for net in (nn.Flatten(), Louder("Louder", *BODIES["Fashion-CNN"]())):
         assert metrics.reference(x, net).equal(metrics.extract(net, x))
     assert not statistics.exists()
 
@@ -467,7 +501,7 @@ def test_the_scores_error_is_honest():
 
 
 def test_the_score_of_garments_is_that_of_fashion_cnns_classes(garments):
-    x, net = garments[:1000], fashion_cnn()
+    x, net = garments[:1000], trained()
     score, se = metrics.inception_score(x, rng=generator(1))
     with torch.no_grad():
         logits = net.logits(x)
@@ -580,3 +614,26 @@ def test_neighbors_refuse_what_does_not_fit():
     for k in (0, 4):
         with pytest.raises(ValueError, match="k must be from 1 to the 3 others"):
             metrics.nearest_neighbors(torch.zeros(2, 5), torch.zeros(3, 5), k)
+
+
+def test_precision_and_recall_are_those_of_the_balls_to_the_third_neighbor():
+    real, fake = normal(60, 4), 1.5 * normal(50, 4, seed=1)
+
+    def inside(centers, points):
+        reach = NearestNeighbors(n_neighbors=4).fit(centers.numpy()).kneighbors(centers.numpy())[0][:, 3]
+        near = ((points[:, None] - centers) ** 2).sum(2).sqrt().numpy() <= reach
+        return near.any(1).mean()
+
+    assert metrics.precision_recall(real, fake) == pytest.approx((inside(real, fake), inside(fake, real)))
+    assert metrics.precision_recall(real, real) == (1, 1)
+    assert metrics.precision_recall(real, real[:10] + 100) == (0, 0)
+
+
+def test_a_dropped_class_lowers_the_number_of_classes(garments):
+    y = data.labels("fashion_mnist", "test")[: len(garments)]
+    shares, number = metrics.class_shares(garments[:2000])
+    assert shares.sum() == pytest.approx(1)
+    assert 9.7 < number <= 10
+    _, fewer = metrics.class_shares(garments[(y != 1) & (y != 8)][:2000])
+    assert 7.5 < fewer < 8.5
+    assert metrics.class_shares(garments[y == 1][:200])[1] < 1.5

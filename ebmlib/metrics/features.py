@@ -26,10 +26,10 @@ def prepared(x: Tensor, channels: int, side: int) -> Tensor:
     is cropped back for side 28; any other size is resized, bilinear with antialiasing.
     """
     x = data.to_bytes(x).float()
+    padded = tuple(x.shape[1:]) == (1, PADDED, PADDED) and side == SIDE
     if x.shape[1] == 3 and channels == 1:
         x = torch.einsum("nchw,c->nhw", x, x.new_tensor(LUMA))[:, None]
-    shape = (1, *x.shape[2:])
-    if shape == (channels, PADDED, PADDED) and side == SIDE:
+    if padded:
         edge = (PADDED - SIDE) // 2
         x = x[:, :, edge:-edge, edge:-edge]
     elif tuple(x.shape[2:]) != (side, side):

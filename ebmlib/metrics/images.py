@@ -20,7 +20,7 @@ from ebmlib.metrics.features import Judge
 from ebmlib.metrics.inception import Inception
 from ebmlib.run import checkpoint
 
-# A judge's name or "inception", a module (N, C, H, W) -> (N, d), or None: the bundled judge that fits the images' channels.
+# A judge's name, "inception", a module (N, C, H, W) -> (N, d), or None: the bundled judge that fits the channels.
 Extractor = nn.Module | str | None
 
 
@@ -89,8 +89,8 @@ def extract(net: Extractor, x: Tensor, batch: int = 256) -> Tensor:
 def reference(images: Tensor, extractor: Extractor = None, batch: int = 256) -> Tensor:
     """`extract` of a data set, kept in the user's cache under statistics/ for the next time.
 
-    Only for bundled judges and Inception: their weights and code determine the features. A damaged file is computed anew,
-    and features that cannot be written are not kept; either is a warning.
+    Only for bundled judges and Inception: their weights and code determine the features. A damaged file is computed
+    anew, and features that cannot be written are not kept; either is a warning.
     """
     net = _loaded(extractor, images)
     if type(net) not in (Judge, Inception):
@@ -275,6 +275,32 @@ def ladder(images: Tensor, rng: torch.Generator | None = None) -> dict[str, Tens
     uniform = 2 * torch.rand(x.shape, generator=rng, device=x.device) - 1
     rest = {"one Gaussian": gaussian, "uniform noise": uniform, "mean image": mean.expand_as(x)}
     return {name: one.clamp(-1, 1) for name, one in ({"real": x} | noisy | pooled | rest).items()}
+
+
+def precision_recall(real: Tensor, fake: Tensor, extractor: Extractor = None, k: int = 3) -> tuple[float, float]:
+    """The share of fakes inside the real images' balls, and of real ones inside the fakes' (Kynkaanniemi et al., 2019).
+
+    A ball reaches from a feature vector to its k-th nearest neighbor of the same set. real, fake: images or features,
+    as in `fid`. Precision falls with unlikely samples, recall with what the samples leave out; compare at equal N.
+    """
+    real, fake = _both(real, fake, extractor)
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"precision_recall with k = {k} needs more images than that: {len(real)} and {len(fake)}.")
+    distance = torch.cdist(real, fake)
+    reach = lambda x: torch.cdist(x, x).kthvalue(k + 1, dim=1).values  # the nearest is x itself
+    inside_real, inside_fake = distance <= reach(real)[:, None], distance <= reach(fake)
+    return inside_real.any(0).double().mean().item(), inside_fake.any(1).double().mean().item()
+
+
+def class_shares(x: Tensor, extractor: Extractor = None) -> tuple[Tensor, float]:
+    """The share of images that a judge puts into each class (classes,), and exp of these shares' entropy.
+
+    x: images (N, C, H, W), or their features. The second is the number of classes if all are equally frequent, and 1 if
+    all images are of one.
+    """
+    logits = _logits(x, extractor)
+    shares = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double() / len(logits)
+    return shares, torch.special.entr(shares).sum().exp().item()
 
 
 def auroc(lower: Tensor, higher: Tensor) -> tuple[float, float]:
