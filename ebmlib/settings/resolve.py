@@ -131,5 +131,5 @@ def _fit_together(config: Settings) -> None:
         if most and value > (bound := getattr(config, most)):
             raise ValueError(f"{f.name} = {value}: allowed is at most {most} = {bound}")
     times, size = config.halvings(), getattr(config, "size", 0)
-    if size % 2**times:
+    if size and size % 2**times:
         raise ValueError(f"size = {size}: the net halves images {times} times, so it is a multiple of {2**times}")

@@ -84,6 +84,20 @@ class PartitionToy(Settings):
 
 
 @dataclass(frozen=True)
+class ReadingScores(Settings):
+    """Settings of `reading_scores`, which trains nothing."""
+
+    notebook = "reading_scores"
+    presets = ("smoke", "quick", "cpu")
+    kind = "images"
+    data = "fashion_mnist"
+    size = None  # as the set has them
+    takes = ("dataset",)
+    opens_run = False
+    samples: int = value(2048, "images per rung, and as many real ones", smoke=64, quick=1024, low=32)
+
+
+@dataclass(frozen=True)
 class MethodsToy(Settings):
     """Settings of `methods_toy`: those of the methods' chapters, one optimizer and one budget for all."""
 
