@@ -78,8 +78,8 @@ def images(
 
     Photographs are cropped to the central square, then resized with antialiasing to `size` pixels; 28 to 32 pads zeros.
     FileNotFoundError if the set is missing and cannot be downloaded, unless `fallback` puts Fashion-MNIST in its place.
-    `root` replaces the search; a download ends after `timeout` seconds without data. What was read from a folder or an
-    archive, changed and left out is printed in one line.
+    `root` replaces the search; a download ends after `timeout` seconds without data. One printed line says what was
+    read, changed and left out, of a set of photographs or a folder.
     """
     kind, path = _parse("cifar10" if name is None else name, split)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -96,11 +96,10 @@ def images(
     raw = imagefiles.read_set(kind, place, split)
     x, sha256, changes = imagefiles.processed(raw, size or SETS[kind].size, cache_folder, kind)
     name = f"{kind}:{place.resolve()}" if path else kind
-    if raw.left_out is None:
-        return x, Source(name, split, sha256=sha256)
-    kinds = [f"; {about}: {what}" for about, counts in (("changed", changes), ("left out", raw.left_out))
-             if (what := imagefiles.counted(counts))]  # fmt: skip
-    note = f"{name}, split {split}: {len(x):,} images" + "".join(kinds)
+    if not raw.stamp:
+        return x, Source(name, split)
+    kinds = {"changed": imagefiles.counted(changes), "left out": imagefiles.counted(raw.left_out)}
+    note = f"{name}, split {split}: {len(x):,} images" + "".join(f"; {about}: {n}" for about, n in kinds.items() if n)
     print(note, flush=True)
     return x, Source(name, split, note=note, sha256=sha256)
 

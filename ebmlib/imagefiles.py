@@ -49,7 +49,7 @@ class Raw(NamedTuple):
     """A set as its files hold it: `chunks()` yields uint8 (k, C, H, W), n images in all.
 
     `stamp` names the files' states if the set is large and should be processed once, and is empty otherwise. `changes`
-    counts, by kind, the images that `chunks` had to change; `left_out` the files of a folder that are not among them.
+    counts, by kind, the images that `chunks` changed, and `left_out` the files of a folder that are not among them.
     """
 
     n: int
@@ -273,15 +273,16 @@ def _images(place: Path) -> tuple[dict[str, Reader], Counter[str]]:
         elif any(part.startswith((".", "__MACOSX")) for part in Path(name).parts):
             left_out["hidden"] += 1
         elif name.lower().endswith(IMAGE_ENDINGS):
+            left_out["replaced by a later file of the same name"] += name in images
             images[name] = get
         else:
             left_out[Path(name).suffix.lower() or "without an ending"] += 1
     return images, left_out
 
 
-def counted(kinds: Mapping[str, int]) -> str:
+def counted(kinds: Mapping[str, int] | None) -> str:
     """Counts as a part of a sentence: "12 .txt, 1 hidden"."""
-    return ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
+    return ", ".join(f"{n:,} {kind}" for kind, n in (kinds or {}).items() if n)
 
 
 def _files(place: Path) -> list[tuple[str, Reader | None]]:
@@ -322,6 +323,8 @@ def _batches(place: Path, split: str) -> dict[str, Reader]:
     pattern = re.compile(r"train_data_batch_(\d+)(\.npz)?" if split == "train" else r"val_data()(\.npz)?")
     found = [(pattern.fullmatch(Path(name).name), name, get) for name, get in _files(place) if get]
     numbered = sorted(((int(m[1] or 0), name, get) for m, name, get in found if m), key=lambda f: f[:2])
+    if split == "train" and [number for number, *_ in numbered] != [*range(1, len(numbered) + 1)]:
+        raise RuntimeError(f"{place} must hold train_data_batch_1, 2, ... once each, not {[n for n, *_ in numbered]}")
     return {name: get for _, name, get in numbered}
 
 
