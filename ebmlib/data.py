@@ -40,7 +40,7 @@ class Set(NamedTuple):
     """One line of the table below: how a set is called, split and stored, and where it comes from."""
 
     title: str
-    splits: tuple[str, ...]  # empty: what its folders are named for (`imagefiles.splits`)
+    splits: tuple[str, ...]  # empty: what its folders are named for (`imagefiles.by_split`)
     places: tuple[str, ...]  # any one of these under a data folder is the set
     origin: str
     size: int | None = None  # pixels when the caller names none
@@ -135,7 +135,7 @@ def held_out(name: str) -> str:
     kind, path = _parse(name, "train")
     there = () if path else SETS[kind].splits
     if not there and (place := find(name)):
-        there = imagefiles.splits(place)
+        there = imagefiles.by_split(place)[0]
     return next((split for split in ("test", "val") if split in there), "train")
 
 

@@ -227,45 +227,26 @@ def _picture(get: Reader, changes: Counter[str]) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def splits(place: Path) -> list[str]:
-    """The split of each image of a folder, .zip or .tar, in the order of their names: train, val, test, or "" (none).
+def _of_split(place: Path, split: str) -> tuple[dict[str, Reader], Counter[str]]:
+    """The images of a split, and what else is in a folder or archive, counted by kind."""
+    images, left_out = by_split(place)
+    wanted = SPLIT_FOLDERS.get(split.lower(), split)
+    for other in (split for split in images if split != wanted):
+        left_out[f"of split {other}" if other else "beside the folders of the splits"] = len(images[other])
+    if not images:
+        there = f", only {counted(left_out)}" * bool(left_out)
+        raise FileNotFoundError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS)}){there}")
+    if wanted not in images:
+        raise ValueError(f"{place} has no split {split!r} ({counted(left_out)}): put its images into {split}/ there")
+    return images[wanted], left_out
+
+
+def by_split(place: Path) -> tuple[dict[str, dict[str, Reader]], Counter[str]]:
+    """The images of a folder, .zip or .tar by split (train, val, test, or "": none), and its other files by kind.
 
     Folders with a name of SPLIT_FOLDERS, in any case, are splits if one of them is val or test. They are in `place`, or
     in a folder there that holds all. Without a training folder the other images are for training; beside one, for none.
     """
-    return _splits(_images(place)[0])
-
-
-def _splits(names: Iterable[str]) -> list[str]:
-    folders = [Path(name).parts[:-1] for name in names]
-    around = os.path.commonprefix(folders)  # noqa: RUF071 (tuples: the folders that hold all, as in many archives)
-    level = next((i for i, part in enumerate(around) if part.lower() in SPLIT_FOLDERS), len(around))
-    found = [SPLIT_FOLDERS.get("".join(parts[level : level + 1]).lower(), "") for parts in folders]
-    if not {"val", "test"} & {*found}:
-        return ["train"] * len(found)  # a folder called train is a class like the others
-    return found if "train" in found else [split or "train" for split in found]
-
-
-def _of_split(place: Path, split: str) -> tuple[dict[str, Reader], Counter[str]]:
-    """The images of a split, and what else is in a folder or archive, counted by kind."""
-    images, left_out = _images(place)
-    wanted = SPLIT_FOLDERS.get(split.lower(), split)
-    chosen = {}
-    for (name, get), its in zip(images.items(), _splits(images), strict=True):
-        if its == wanted:
-            chosen[name] = get
-        else:
-            left_out[f"of split {its}" if its else "beside the folders of the splits"] += 1
-    if not images:
-        there = f", only {counted(left_out)}" * bool(left_out)
-        raise FileNotFoundError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS)}){there}")
-    if not chosen:
-        raise ValueError(f"{place} has no split {split!r} ({counted(left_out)}): put its images into {split}/ there")
-    return chosen, left_out
-
-
-def _images(place: Path) -> tuple[dict[str, Reader], Counter[str]]:
-    """The images of a folder or archive by name, and how many other files there are of each kind."""
     images, left_out = {}, Counter()
     for name, get in _files(place):
         if get is None:
@@ -277,7 +258,15 @@ def _images(place: Path) -> tuple[dict[str, Reader], Counter[str]]:
             images[name] = get
         else:
             left_out[Path(name).suffix.lower() or "without an ending"] += 1
-    return images, left_out
+    folders = [Path(name).parts[:-1] for name in images]
+    around = os.path.commonprefix(folders)  # noqa: RUF071 (tuples: the folders that hold all, as in many archives)
+    level = next((i for i, part in enumerate(around) if part.lower() in SPLIT_FOLDERS), len(around))
+    found = [SPLIT_FOLDERS.get("".join(parts[level : level + 1]).lower(), "") for parts in folders]
+    are_splits = "val" in found or "test" in found  # else a folder called train is a class like the others
+    rest, split_images = "" if are_splits and "train" in found else "train", {}
+    for (name, get), split in zip(images.items(), found, strict=True):
+        split_images.setdefault((are_splits and split) or rest, {})[name] = get
+    return split_images, left_out
 
 
 def counted(kinds: Mapping[str, int] | None) -> str:
