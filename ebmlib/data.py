@@ -40,7 +40,7 @@ class Set(NamedTuple):
     """One line of the table below: how a set is called, split and stored, and where it comes from."""
 
     title: str
-    splits: tuple[str, ...]  # empty: what its folders are named for (`imagefiles.splits`)
+    splits: tuple[str, ...]  # empty: what its folders are named for (`imagefiles.by_split`)
     places: tuple[str, ...]  # any one of these under a data folder is the set
     origin: str
     size: int | None = None  # pixels when the caller names none
@@ -78,8 +78,8 @@ def images(
 
     Photographs are cropped to the central square, then resized with antialiasing to `size` pixels; 28 to 32 pads zeros.
     FileNotFoundError if the set is missing and cannot be downloaded, unless `fallback` puts Fashion-MNIST in its place.
-    `root` replaces the search; a download ends after `timeout` seconds without data. What was read from a folder or an
-    archive, changed and left out is printed in one line.
+    `root` replaces the search; a download ends after `timeout` seconds without data. One printed line says what was
+    read, changed and left out, of a set of photographs or a folder.
     """
     kind, path = _parse("cifar10" if name is None else name, split)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -96,11 +96,10 @@ def images(
     raw = imagefiles.read_set(kind, place, split)
     x, sha256, changes = imagefiles.processed(raw, size or SETS[kind].size, cache_folder, kind)
     name = f"{kind}:{place.resolve()}" if path else kind
-    if raw.left_out is None:
-        return x, Source(name, split, sha256=sha256)
-    kinds = [f"; {about}: {what}" for about, counts in (("changed", changes), ("left out", raw.left_out))
-             if (what := imagefiles.counted(counts))]  # fmt: skip
-    note = f"{name}, split {split}: {len(x):,} images" + "".join(kinds)
+    if not raw.stamp:
+        return x, Source(name, split)
+    kinds = {"changed": imagefiles.counted(changes), "left out": imagefiles.counted(raw.left_out)}
+    note = f"{name}, split {split}: {len(x):,} images" + "".join(f"; {about}: {n}" for about, n in kinds.items() if n)
     print(note, flush=True)
     return x, Source(name, split, note=note, sha256=sha256)
 
@@ -136,7 +135,7 @@ def held_out(name: str) -> str:
     kind, path = _parse(name, "train")
     there = () if path else SETS[kind].splits
     if not there and (place := find(name)):
-        there = imagefiles.splits(place)
+        there = imagefiles.by_split(place)[0]
     return next((split for split in ("test", "val") if split in there), "train")
 
 

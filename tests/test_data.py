@@ -272,15 +272,19 @@ def test_celeba_hq_from_folder_and_archives(home):
 
 
 def test_imagenet32_batches(home):
-    x, y = formats.noise(5, 3, 32, 32), [1, 1000, 7, 8, 9]
+    x, y = formats.noise(13, 3, 32, 32), [1, 1000, 7, 8, 9, *range(20, 28)]
     write = lambda name, content: formats.write(home / "imagenet32" / name, content)
-    write("train_data_batch_2.npz", formats.npz(x[:2], y[:2]))
-    write("train_data_batch_10.npz", formats.npz(x[2:3], y[2:3]))  # 10 comes after 2
-    entry = {"data": x[3:].reshape(2, 3072), "labels": y[3:], "mean": x.mean(0).ravel()}
+    write("train_data_batch_1.npz", formats.npz(x[:2], y[:2]))
+    for k in range(2, 11):  # 10 comes after 9
+        write(f"train_data_batch_{k}.npz", formats.npz(x[k : k + 1], y[k : k + 1]))
+    entry = {"data": x[11:].reshape(2, 3072), "labels": y[11:], "mean": x.mean(0).ravel()}
     write("val_data", pickle.dumps(entry, protocol=2))
-    same(data.images("imagenet32", root=home)[0], x[:3])
-    assert data.labels("imagenet32", root=home).tolist() == [0, 999, 6]
-    same(data.images("imagenet32", "val", root=home)[0], x[3:])
+    same(data.images("imagenet32", root=home)[0], x[:11])
+    assert data.labels("imagenet32", root=home).tolist() == [label - 1 for label in y[:11]]
+    same(data.images("imagenet32", "val", root=home)[0], x[11:])
+    (home / "imagenet32/train_data_batch_7.npz").unlink()
+    with pytest.raises(RuntimeError, match=r"imagenet32 must hold .* once each, not \[1, .*6, 8,"):
+        data.images("imagenet32", root=home)
     archive = formats.packed(home / "batches.zip", {"out/train_data_batch_1.npz": formats.npz(x, y)})
     same(data.images(f"imagenet32:{archive}")[0], x)
 
