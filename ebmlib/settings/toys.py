@@ -49,7 +49,7 @@ class MLToy(Settings):
     ema: float = value(0.995, quick=0.98, low=0, below=1)
     long_K: int = value(10_000, "steps of the long chains", smoke=20, quick=1000, low=2)
     long_chains: int = value(500, "from noise, and as many from data", smoke=100, quick=300, low=10)
-    cells: int = value(600, "per side, for quadrature", smoke=102, quick=300, low=50)
+    cells: int = value(600, "per side, for quadrature", smoke=102, quick=300, low=100)
     tests: int = value(10_000, "held-out data", smoke=400, quick=2000, low=100)
 
 
@@ -126,7 +126,7 @@ class MethodsToy(Settings):
     ode_passes: int = value(22, "flows: a guess of the solver's evaluations, for the budget", low=1)
     most_budgets: float = value(4.0, "budgets that a training may spend before it is stopped", low=1)
     tests: int = value(10_000, "held-out data", smoke=200, quick=2000, low=100)
-    cells: int = value(400, "of the quadrature, per side", smoke=150, quick=200, low=20)
+    cells: int = value(400, "of the quadrature, per side", smoke=150, quick=200, low=100)
     pixels: int = value(100, "per side of a density's picture", smoke=20, quick=90, low=8)
 
     def true_name(self, dataset: str | None) -> str:
