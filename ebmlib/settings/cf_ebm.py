@@ -16,7 +16,7 @@ class CoarseToFineToy(Settings):
     data = "two-fields"
     takes = ("resume", "checkpoint")
     K: Ints = value((15, 20, 30), "per stage", text=(15, 30, 50, 50, 60), code=(15,) * 5, smoke=(3, 4), quick=(15, 20))
-    images: Ints = value((19_200, 19_200, 38_400), "per stage", both="50k, 75k, ..", smoke=(64, 64), quick=(4800, 4800))
+    images: Ints = value((19_200, 19_200, 38_400), "per stage", both="50k, 75k, ..", smoke=(64, 64), quick=(4480, 4480))
     batch: Ints = value((64, 64, 32), "per stage", code=(256, 128, 64, 64, 32), smoke=(16, 16), quick=(64, 32))
     step: float = value(5e-3, "a; here at most a quarter of the least variance", text=0.5, code=1.0, above=0)
     mix: str = value("linear", "Up times 1 - beta, or sqrt(1 - beta^2)", text="root", code="linear", allowed=MIXES)
