@@ -42,9 +42,12 @@ def kl_opt(energy: nn.Module, x_neg: Tensor) -> Tensor:
 def entropy_nn(x: Tensor, reference: Tensor, floor: float = 1e-4) -> Tensor:
     """Mean log distance from x (B, *S) to its nearest of `reference` (M, *S).
 
-    For M samples of x's own distribution it grows as entropy / d. A distance
-    below `floor` (in units of x) counts as `floor`, without a gradient; the
-    reference takes none. Source: improved CD's Eq. 7, as in its code.
+    For M samples of x's own distribution it grows as entropy / d. The
+    reference takes no gradient, so that of scaling x is only a share of
+    d(entropy / d): 0.72 at d = 8 and 0.57 at d = 64 for M = 100, to 1/2 in many
+    dimensions; at d = 2 its variance is infinite but for `floor`. A distance
+    below `floor` (in units of x) counts as `floor`, without a gradient.
+    Source: improved CD's Eq. 7, as in its code.
     """
     if x.shape[1:] != reference.shape[1:] or not len(reference):
         got = f"{tuple(x.shape)} and {tuple(reference.shape)}"
