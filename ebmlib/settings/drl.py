@@ -146,7 +146,7 @@ class DRLLongRun(Settings):
     check_chains: int = value(4000, "of the check on a Gaussian", smoke=300, quick=1000, cpu=2000, low=100)
     ais_chains: int = value(1000, "of annealed importance sampling", smoke=16, quick=64, cpu=128, gpu=512, low=16)
     ais_K: int = value(100, "trajectories per energy of it", smoke=1, quick=4, cpu=50, low=1)
-    substeps: int = value(32, "mixtures between levels 1 and 0; below them 1 / (t + 1) of it", smoke=2, quick=8, low=1)
+    substeps: int = value(32, "mixtures from level 1 to 0; from t + 1 to t a (t + 1)-th of it", smoke=2, quick=8, low=1)
     starts: int = value(64, "chains on E_0 from test images, as many from samples", smoke=16, quick=16, cpu=32, low=4)
     marginal: int = value(4000, "trajectories of these chains", smoke=8, quick=200, low=8)
     size: int = value(32, "Table 4", both=32, small=8, low=8)
