@@ -490,7 +490,12 @@ def test_vaebm_takes_the_larger_of_two_log_z_that_err_low(short: str):
     log_p = -partition.on_grid(gaussian_energy, box, nodes)
     draw = (lambda n, rng: torch.zeros(n, 2)) if short == "samples" else (lambda n, rng: torch.randn(n, 2))
     names = {"cfg": SimpleNamespace(nodes=nodes, tests=1), "vae": SimpleNamespace(sample=draw), "rng": None}
-    names |= {"values": log_p - float(short == "grid"), "area": 2 * math.log(2 * box / nodes), "box": box, "device": None}
+    names |= {
+        "values": log_p - float(short == "grid"),
+        "area": 2 * math.log(2 * box / nodes),
+        "box": box,
+        "device": None,
+    }
     names |= {"torch": torch, "partition": partition, "planar": planar, "log_vae": None}
     exec(source.split("q, on_grid")[0], names)
     q, on_grid, sampled = names["judge"](lambda x: (x.abs().sum(1) < 1e-3).float())
