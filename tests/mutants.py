@@ -279,8 +279,6 @@ TABLES = [
          "transparent_pixels_are_white_and_counted"),
         ("a class called train is a split", '"val" in found or "test" in found', "any(found)",
          "which_folders_are_splits"),
-        ("a loop of links is walked twice", "(real := folder.resolve()) in seen", "(real := folder) in seen",
-         "linked_folders_are_read_once_and_loops_end"),
         ("a picture of the same size and time is not read", "s.st_mtime_ns, s.st_ctime_ns)", "s.st_mtime_ns)",
          "a_picture_of_the_size_and_time_of_the_one_before_is_read_anew"),
     ]),
