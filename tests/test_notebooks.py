@@ -487,17 +487,12 @@ def test_vaebm_takes_the_larger_of_two_log_z_that_err_low(short: str):
     """log Z is 0, of a VAE that is a standard normal and an energy that is 0 but at its center."""
     (source,) = [cell for cell in code_cells("vaebm_toy") if "def judge(" in cell]
     box, nodes = 6.0, 100  # no node lies at the center
-    log_p = -partition.on_grid(gaussian_energy, box, nodes)
+    log_p = -partition.on_grid(gaussian_energy, box, nodes) - float(short == "grid")
     draw = (lambda n, rng: torch.zeros(n, 2)) if short == "samples" else (lambda n, rng: torch.randn(n, 2))
     names = {"cfg": SimpleNamespace(nodes=nodes, tests=1), "vae": SimpleNamespace(sample=draw), "rng": None}
-    names |= {
-        "values": log_p - float(short == "grid"),
-        "area": 2 * math.log(2 * box / nodes),
-        "box": box,
-        "device": None,
-    }
+    names |= {"values": log_p, "area": 2 * math.log(2 * box / nodes), "box": box, "device": None}
     names |= {"torch": torch, "partition": partition, "planar": planar, "log_vae": None}
-    exec(source.split("q, on_grid")[0], names)
+    exec(source.split("\nq, on_grid")[0], names)
     q, on_grid, sampled = names["judge"](lambda x: (x.abs().sum(1) < 1e-3).float())
     low = {"grid": on_grid, "samples": float(sampled.log_z)}.pop(short)
     assert low == pytest.approx(-1, abs=1e-3)
