@@ -90,7 +90,7 @@ class MethodsToy(Settings):
     notebook = "methods_toy"
     TARGETS = ("two-moons", "25-gaussians", "checkerboard", "swiss-roll")
     targets: int = value(4, "how many of `TARGETS`", smoke=1, quick=1, low=1, below=5)
-    budget: int = value(2_500_000, "evaluations of the net per training", smoke=12_000, quick=600_000, low=1)
+    budget: int = value(2_500_000, "evaluations of the net per training", smoke=12_000, quick=400_000, low=1)
     K: int = value(20, "Langevin steps of a chain; `ml_toy`", smoke=3, quick=10, low=2)
     drl_K: int = value(15, "steps per level; half of `drl_toy`'s, for twice the data", smoke=3, low=1)
     step: float = value(0.003, "Langevin step in scaled units, below every target's floor; `improved_cd_toy`", above=0)
