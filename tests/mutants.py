@@ -48,6 +48,8 @@ TABLES = [
          "a_graph_that_is_kept_never_goes_through_the_engine"),
     ]),
     ("samplers.py", "test_samplers.py", [
+        ("the floor is the first step's noise", "b = float(schedule[-1][1])", "b = float(schedule[0][1])"),
+        ("the floor is that of stability", "if b >= narrowest:", "if b >= 2 * narrowest:"),
         ("temperature loses its 1/2", "b**2 / (2 * a)", "b**2 / a"),
         ("ULA's noise loses its 2", "[(step, (2 * step) ** 0.5)] * K", "[(step, step**0.5)] * K"),
         ("the step goes uphill", "_plus(x, -a, grad)", "_plus(x, a, grad)"),
@@ -234,6 +236,8 @@ TABLES = [
         ("a larger setting is not seen", "value > (bound", "value < (bound"),
     ]),
     ("targets/densities.py", "test_densities.py", [
+        ("the board's narrowest width without its side", "return self.edge * self.side", "return self.edge",
+         "the_curvature_at_samples_is_that_of_the_narrowest_width_at_most"),
         ("the blur adds standard deviations", "edge=math.hypot(self.edge, std / self.side)",
          "edge=self.edge + std / self.side", "blurred_is_the_convolution_with_a_gaussian"),
         ("the funnel opens twice as fast", "(x_2 / 2).exp()", "x_2.exp()", "samples_follow_the_density[pinwheel]",
@@ -248,6 +252,8 @@ TABLES = [
          "blurred_is_the_convolution_with_a_gaussian[0.6-blurred-funnel]"),
     ]),
     ("targets/curves.py", "test_densities.py", [
+        ("a curve's narrowest width in its own scale", "return self.scale * self.noise", "return self.noise",
+         "the_curvature_at_samples_is_that_of_the_narrowest_width_at_most"),
         ("the roll's blur ignores its scale", "math.hypot(self.noise, std / self.scale)",
          "math.hypot(self.noise, std)", "blurred_is_the_convolution_with_a_gaussian"),
         ("both moons the same", "(1 - 2 * arc) * torch.stack", "torch.stack", "curves_against_adaptive_quadrature"),
@@ -330,6 +336,7 @@ TABLES = [
          "pooled_is_the_blocks_mean_of_the_covariance"),
     ]),
     ("papers/latent.py", "test_latent.py", [
+        ("draws of one point weigh another", "x.expand(n, *x.shape).flatten(0, 1)", "x.repeat_interleave(n, 0)"),
         ("the noise's own density is forgotten", "checked(energy, x) + gaussian_energy(eps)", "checked(energy, x)"),
         ("the decoder's density is forgotten", "- decode(z).log_prob(x) + gaussian_energy(z)", "+ gaussian_energy(z)"),
         ("the Jacobian's sign", "return flat_sum(decode(z)", "return -flat_sum(decode(z)"),

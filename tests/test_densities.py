@@ -72,7 +72,7 @@ def test_density_integrates_to_one_and_the_box_holds_it(density):
 
 
 @smooth
-def test_no_curvature_at_samples_exceeds_that_of_the_narrowest_width_and_some_comes_near(density):
+def test_the_curvature_at_samples_is_that_of_the_narrowest_width_at_most(density):
     if density.narrowest == 0:
         assert density == densities.Funnel()  # its neck narrows without end
         return

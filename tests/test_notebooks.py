@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -11,21 +12,25 @@ import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import formats
 import papermill
 import pytest
 import torch
-from cells import all_rows, first_fit, same, small_drl
+from cells import all_rows, code_cells, first_fit, same, small_drl
 from cells import run_cells as run_cells_of
 
 from book import runner
 from book.project import Project, figure, read_notebook, tags
-from ebmlib import data
+from ebmlib import data, partition
+from ebmlib.core import gaussian_energy
+from ebmlib.metrics import planar
 from ebmlib.nets.mlp import MLP
 from ebmlib.page import results
 from ebmlib.papers import recovery
@@ -453,6 +458,45 @@ def test_a_run_killed_between_its_stages_ends_with_the_same_rows(
     timeless = lambda rows: [replace(row, seconds=None) for row in rows if row.unit != "s"]
     assert timeless(rows) == timeless(results.read(smoke_runs / f"{name}.ipynb")[: len(rows)])
     assert not (tmp_path / "run-2").exists()
+
+
+# Chains that cannot learn what they are judged by
+
+
+@pytest.mark.parametrize(
+    ("name", "next_cell", "above"),
+    [
+        ("ml_toy", "def step(batch, done)", {"step": 0.03}),  # in scaled units the moons are .22 wide
+        ("improved_cd_toy", "def make_step(", {"step": 0.004}),
+        ("improved_cd_toy", "def make_step(", {"dataset": "checkerboard"}),
+        ("drl_toy", "def draw(n, rng)", {"dataset": "25-gaussians"}),
+        ("coarse_to_fine_toy", "x = field.sample(4000", {"step": 0.02}),
+    ],
+)
+def test_a_toy_trains_with_steps_below_the_floor_and_warns_above_it(in_process, name, next_cell, above):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for preset in ("smoke", "quick", "paper"):
+            run_cells_of(name, next_cell, preset=preset, device="cpu")
+    with pytest.warns(UserWarning, match="no energy makes their ends as narrow"):
+        run_cells_of(name, next_cell, preset="smoke", device="cpu", **above)
+
+
+@pytest.mark.parametrize("short", ["grid", "samples"])
+def test_vaebm_takes_the_larger_of_two_log_z_that_err_low(short: str):
+    """log Z is 0, of a VAE that is a standard normal and an energy that is 0 but at its center."""
+    (source,) = [cell for cell in code_cells("vaebm_toy") if "def judge(" in cell]
+    box, nodes = 6.0, 100  # no node lies at the center
+    log_p = -partition.on_grid(gaussian_energy, box, nodes) - float(short == "grid")
+    draw = (lambda n, rng: torch.zeros(n, 2)) if short == "samples" else (lambda n, rng: torch.randn(n, 2))
+    names = {"cfg": SimpleNamespace(nodes=nodes, tests=1), "vae": SimpleNamespace(sample=draw), "rng": None}
+    names |= {"values": log_p, "area": 2 * math.log(2 * box / nodes), "box": box, "device": None}
+    names |= {"torch": torch, "partition": partition, "planar": planar, "log_vae": None}
+    exec(source.split("\nq, on_grid")[0], names)
+    q, on_grid, sampled = names["judge"](lambda x: (x.abs().sum(1) < 1e-3).float())
+    low = {"grid": on_grid, "samples": float(sampled.log_z)}.pop(short)
+    assert low == pytest.approx(-1, abs=1e-3)
+    assert q.log_z == pytest.approx(0, abs=1e-3)
 
 
 # Under load
