@@ -90,10 +90,10 @@ class MethodsToy(Settings):
     notebook = "methods_toy"
     TARGETS = ("two-moons", "25-gaussians", "checkerboard", "swiss-roll")
     targets: int = value(4, "how many of `TARGETS`", smoke=1, quick=1, low=1, below=5)
-    budget: int = value(2_500_000, "evaluations of the net per training", smoke=12_000, quick=600_000, low=1)
+    budget: int = value(2_500_000, "evaluations of the net per training", smoke=12_000, quick=400_000, low=1)
     K: int = value(20, "Langevin steps of a chain; `ml_toy`", smoke=3, quick=10, low=2)
     drl_K: int = value(15, "steps per level; half of `drl_toy`'s, for twice the data", smoke=3, low=1)
-    step: float = value(0.003, "Langevin step in scaled units, below every target's floor; `improved_cd_toy`", above=0)
+    step: float = value(0.003, "Langevin step in scaled units, below every target's floor", above=0)
     span: float = value(4.5, "half side of the data's box, energies; `ml_toy`, `drl_toy`", above=0)
     flow_span: float = value(1.8, "and flows, as its targets in `self_adversarial_toy`", above=0)
     width: int = value(128, "of every net, three hidden layers", smoke=16, quick=64, low=2)
