@@ -297,7 +297,7 @@ def test_the_papers_numbers_stand_beside_rows_of_its_own_net_and_data_alone(in_p
     committed, _ = results.load(ROOT / "data" / "results" / "drl_cifar.json")
     kinds = lambda rows: [(row.name.partition(" ")[0], row.name.rpartition(" ")[2]) for row in rows]
     spent = ("chain", "training")
-    assert kinds(namespace["judged"]) == [*((metric, "trained") for metric in ("KID", "FID", "IS")), spent]
+    assert kinds(namespace["judged"]) == [*((kind, "trained") for kind in ("KID", "FID", "IS", "share")), spent]
     assert kinds(committed) == [("KID", "trained"), ("FID", "trained"), spent]
     assert {row.paper for row in (*namespace["judged"], *committed)} == {None}
 
