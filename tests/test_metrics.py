@@ -605,8 +605,8 @@ def test_auroc_counts_pairs_and_half_of_the_ties(ties, rng):
 def test_aurocs_error_is_the_spread_over_samples(rng):
     """Normal scores 1 apart: the area is Phi(1 / sqrt 2)."""
     r = rng(2)
-    drawn = [torch.randn(60, 2, generator=r, device=r.device) for _ in range(400)]
-    found = torch.tensor([metrics.auroc(x[:, 0], 1 + x[:40, 1]) for x in drawn], dtype=torch.float64)
+    drawn = [torch.randn(2, 60, generator=r, device=r.device) for _ in range(400)]
+    found = torch.tensor([metrics.auroc(x[0], 1 + x[1, :40]) for x in drawn], dtype=torch.float64)
     area, se = found.T
     assert float(area.std()) == pytest.approx(float(se.mean()), rel=0.12)
     truth = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(0.5**0.5)).item()
