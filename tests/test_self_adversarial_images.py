@@ -170,9 +170,7 @@ def test_the_bundled_file_of_a_run_is_judged_by_its_rounded_weights(tmp_path, mo
 
 def test_a_foreign_checkpoint_is_refused_before_anything_is_trained():
     other = ROOT / "data" / "checkpoints" / "drl_fashion_mnist.safetensors"
-    with pytest.raises(
-        ValueError, match="is of drl_cifar: self_adversarial_images takes checkpoints of self_adversarial_images"
-    ):
+    with pytest.raises(ValueError, match="is of drl_cifar: self_adversarial_images takes "):
         run_cells(None, checkpoint=str(other))
     assert not Path("runs").exists()
 
