@@ -1,4 +1,4 @@
-"""What "Which method should I use?" shows of methods_toy: its figure of the longer runs and who is closest, in words."""
+"""What "Which method should I use?" shows of methods_toy: its figure of the longer runs, and who is closest."""
 
 from __future__ import annotations
 

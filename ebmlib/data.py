@@ -40,7 +40,7 @@ class Set(NamedTuple):
     """One line of the table below: how a set is called, split and stored, and where it comes from."""
 
     title: str
-    splits: tuple[str, ...]  # empty: what its folders are named for (`imagefiles.splits`)
+    splits: tuple[str, ...]  # empty: what its folders are named for (`imagefiles.by_split`)
     places: tuple[str, ...]  # any one of these under a data folder is the set
     origin: str
     size: int | None = None  # pixels when the caller names none
@@ -102,9 +102,9 @@ def images(
     name = f"{kind}:{place.resolve()}" if ":" in name else name
     if classes is not None:
         x, name = x[of_classes(raw.labels, classes, name)], f"{name}[{','.join(map(str, classes))}]"
-    kinds = [f"; {about}: {what}" for about, counts in (("changed", changes), ("left out", raw.left_out))
-             if (what := imagefiles.counted(counts or {}))]  # fmt: skip
-    note = f"{name}, split {split}: {len(x):,} images" + "".join(kinds) + f"; {raw.checked}"
+    kinds = {"changed": imagefiles.counted(changes), "left out": imagefiles.counted(raw.left_out or {})}
+    note = f"{name}, split {split}: {len(x):,} images" + "".join(f"; {about}: {n}" for about, n in kinds.items() if n)
+    note += f"; {raw.checked or 'not verified'}" * (raw.checked != "" or kind in NAMES)
     print(note, flush=True)
     return x, Source(name, split, note=note, sha256=sha256)
 

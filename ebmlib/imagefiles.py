@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -55,7 +56,7 @@ class Raw(NamedTuple):
     """A set as its files hold it: `chunks()` yields uint8 (k, C, H, W), n images in all.
 
     `stamp` names the files' states if the set is large and should be processed once, and is empty otherwise. `changes`
-    counts, by kind, the images that `chunks` had to change; `left_out` the files of a folder that are not among them.
+    counts, by kind, the images that `chunks` changed, and `left_out` the files of a folder that are not among them.
     """
 
     n: int
@@ -64,7 +65,7 @@ class Raw(NamedTuple):
     stamp: tuple = ()
     changes: Mapping[str, int] | None = None
     left_out: Mapping[str, int] | None = None
-    checked: str = "no hash is published for these files"  # how far they are known to be the set
+    checked: str = ""  # how the files are known to be the set
 
 
 def read_set(kind: str, place: Path, split: str) -> Raw:
@@ -163,7 +164,10 @@ def _read_idx(place: Path, split: str, hashes: Mapping[str, str]) -> Raw:
         packed, path = place / f"{file}.gz", place / file
         if packed.name in hashes:
             verify(packed, hashes[packed.name])
-        held = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        try:
+            held = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        except (OSError, EOFError, zlib.error):
+            held = b""
         if file in hashes and hashlib.md5(held).hexdigest() != hashes[file]:
             where = path if path.exists() else packed
             raise RuntimeError(f"{where} is damaged: the MD5 of its content is not {hashes[file]}; get it again")
@@ -266,48 +270,34 @@ def _picture(get: Reader, changes: Counter[str]) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def splits(place: Path) -> list[str]:
-    """The splits of a .npz file; of a folder, .zip or .tar that of each image by name: train, val, test, "" (none).
-
-    Folders with a name of SPLIT_FOLDERS, in any case, are splits if one of them is val or test. They are in `place`, or
-    in a folder there that holds all. Without a training folder the other images are for training; beside one, for none.
-    """
-    if place.suffix == ".npz":
-        with np.load(place, allow_pickle=False) as held:
-            return [name.removesuffix("_images") for name in held.files if name.endswith("_images")]
-    return _splits(_images(place)[0])
-
-
-def _splits(names: Iterable[str]) -> list[str]:
-    folders = [Path(name).parts[:-1] for name in names]
-    around = os.path.commonprefix(folders)  # noqa: RUF071 (tuples: the folders that hold all, as in many archives)
-    level = next((i for i, part in enumerate(around) if part.lower() in SPLIT_FOLDERS), len(around))
-    found = [SPLIT_FOLDERS.get("".join(parts[level : level + 1]).lower(), "") for parts in folders]
-    if not {"val", "test"} & {*found}:
-        return ["train"] * len(found)  # a folder called train is a class like the others
-    return found if "train" in found else [split or "train" for split in found]
+def splits(place: Path) -> Iterable[str]:
+    """The splits that there are in a .npz file, or in a folder or archive (see `by_split`)."""
+    if place.suffix != ".npz":
+        return by_split(place)[0]
+    with np.load(place, allow_pickle=False) as held:
+        return [name.removesuffix("_images") for name in held.files if name.endswith("_images")]
 
 
 def _of_split(place: Path, split: str) -> tuple[dict[str, Reader], Counter[str]]:
     """The images of a split, and what else is in a folder or archive, counted by kind."""
-    images, left_out = _images(place)
+    images, left_out = by_split(place)
     wanted = SPLIT_FOLDERS.get(split.lower(), split)
-    chosen = {}
-    for (name, get), its in zip(images.items(), _splits(images), strict=True):
-        if its == wanted:
-            chosen[name] = get
-        else:
-            left_out[f"of split {its}" if its else "beside the folders of the splits"] += 1
+    for other in (split for split in images if split != wanted):
+        left_out[f"of split {other}" if other else "beside the folders of the splits"] = len(images[other])
     if not images:
         there = f", only {counted(left_out)}" * bool(left_out)
         raise FileNotFoundError(f"{place} holds no images ({', '.join(IMAGE_ENDINGS)}){there}")
-    if not chosen:
+    if wanted not in images:
         raise ValueError(f"{place} has no split {split!r} ({counted(left_out)}): put its images into {split}/ there")
-    return chosen, left_out
+    return images[wanted], left_out
 
 
-def _images(place: Path) -> tuple[dict[str, Reader], Counter[str]]:
-    """The images of a folder or archive by name, and how many other files there are of each kind."""
+def by_split(place: Path) -> tuple[dict[str, dict[str, Reader]], Counter[str]]:
+    """The images of a folder, .zip or .tar by split (train, val, test, or "": none), and its other files by kind.
+
+    Folders with a name of SPLIT_FOLDERS, in any case, are splits if one of them is val or test. They are in `place`, or
+    in a folder there that holds all. Without a training folder the other images are for training; beside one, for none.
+    """
     images, left_out = {}, Counter()
     for name, get in _files(place):
         if get is None:
@@ -315,15 +305,24 @@ def _images(place: Path) -> tuple[dict[str, Reader], Counter[str]]:
         elif any(part.startswith((".", "__MACOSX")) for part in Path(name).parts):
             left_out["hidden"] += 1
         elif name.lower().endswith(IMAGE_ENDINGS):
+            left_out["replaced by a later file of the same name"] += name in images
             images[name] = get
         else:
             left_out[Path(name).suffix.lower() or "without an ending"] += 1
-    return images, left_out
+    folders = [Path(name).parts[:-1] for name in images]
+    around = os.path.commonprefix(folders)  # noqa: RUF071 (tuples: the folders that hold all, as in many archives)
+    level = next((i for i, part in enumerate(around) if part.lower() in SPLIT_FOLDERS), len(around))
+    found = [SPLIT_FOLDERS.get("".join(parts[level : level + 1]).lower(), "") for parts in folders]
+    are_splits = "val" in found or "test" in found  # else a folder called train is a class like the others
+    rest, split_images = "" if are_splits and "train" in found else "train", {}
+    for (name, get), split in zip(images.items(), found, strict=True):
+        split_images.setdefault((are_splits and split) or rest, {})[name] = get
+    return split_images, left_out
 
 
-def counted(kinds: Mapping[str, int]) -> str:
+def counted(kinds: Mapping[str, int] | None) -> str:
     """Counts as a part of a sentence: "12 .txt, 1 hidden"."""
-    return ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
+    return ", ".join(f"{n:,} {kind}" for kind, n in (kinds or {}).items() if n)
 
 
 def _files(place: Path) -> list[tuple[str, Reader | None]]:
@@ -364,6 +363,8 @@ def _batches(place: Path, split: str) -> dict[str, Reader]:
     pattern = re.compile(r"train_data_batch_(\d+)(\.npz)?" if split == "train" else r"val_data()(\.npz)?")
     found = [(pattern.fullmatch(Path(name).name), name, get) for name, get in _files(place) if get]
     numbered = sorted(((int(m[1] or 0), name, get) for m, name, get in found if m), key=lambda f: f[:2])
+    if split == "train" and [number for number, *_ in numbered] != [*range(1, len(numbered) + 1)]:
+        raise RuntimeError(f"{place} must hold train_data_batch_1, 2, ... once each, not {[n for n, *_ in numbered]}")
     return {name: get for _, name, get in numbered}
 
 

@@ -42,9 +42,12 @@ def kl_opt(energy: nn.Module, x_neg: Tensor) -> Tensor:
 def entropy_nn(x: Tensor, reference: Tensor, floor: float = 1e-4) -> Tensor:
     """Mean log distance from x (B, *S) to its nearest of `reference` (M, *S).
 
-    For M samples of x's own distribution it grows as entropy / d. A distance
-    below `floor` (in units of x) counts as `floor`, without a gradient; the
-    reference takes none. Source: improved CD's Eq. 7, as in its code.
+    For M samples of x's own distribution it grows as entropy / d. Its gradient
+    is less, since the reference takes none: in the scale of x, for M = 100,
+    0.72 of the exact one at d = 8, 0.57 at d = 64, and 1/2 in many dimensions.
+    At d = 2 it has infinite variance but for `floor` (in units of x): a nearer
+    distance counts as `floor`, without a gradient.
+    Source: improved CD's Eq. 7, as in its code.
     """
     if x.shape[1:] != reference.shape[1:] or not len(reference):
         got = f"{tuple(x.shape)} and {tuple(reference.shape)}"

@@ -69,7 +69,7 @@ def all_rows(monkeypatch, notebook: str, **given) -> list[results.Row]:
     """The rows that the whole notebook shows first: its own. Committed ones follow."""
     shown, show = [], results.show
     with monkeypatch.context() as patch:
-        patch.setattr(results, "show", lambda rows: shown.append(rows) or show(rows))
+        patch.setattr(results, "show", lambda rows, **how: shown.append(rows) or show(rows, **how))
         run_cells(notebook, None, **given)
     return shown[0]
 

@@ -44,13 +44,19 @@ md5, sha256 = partial(hashes, "md5"), partial(hashes, "sha256")
 
 
 def known(monkeypatch, kind, found):
-    """Let the tables of hashes of a set hold these of tiny files (name to MD5, SHA-256 for Fashion-MNIST)."""
+    """Let the tables of hashes of a set hold these of tiny files (name to MD5, SHA-256 for Fashion-MNIST).
+
+    For MNIST `found` is the files' paths: its table has the hashes of what they hold.
+    """
     if kind == "fashion_mnist":
         monkeypatch.setattr(imagefiles, "FASHION_SHA256", found)
         return
     cls = imagefiles.torchvision_class(kind)
     new = lambda file, md5: found.get(file, md5)
     if kind == "mnist":
+        unpacked = {Path(p).stem: hashlib.md5(gzip.decompress(Path(p).read_bytes())).hexdigest() for p in found}
+        monkeypatch.setattr(imagefiles, "MNIST_MD5", unpacked)
+        found = md5(*found)
         table = {"resources": [(f, new(f, md5)) for f, md5 in cls.resources]}
     elif kind == "svhn":
         table = {"split_list": {k: [url, f, new(f, md5)] for k, (url, f, md5) in cls.split_list.items()}}

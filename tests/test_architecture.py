@@ -77,6 +77,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "run.launch": ({"run.parallel", "run.training"}, set()),
     "metrics.features": ({"data"}, set()),
     "metrics.inception": ({"data"}, set()),
+    "metrics.mixing": (set(), set()),
     "metrics.planar": ({"core", "partition", "targets.planar"}, set()),
     "metrics.images": ({"core", "data", "metrics.features", "metrics.inception", "run.checkpoint"}, set()),
 }

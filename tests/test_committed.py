@@ -90,3 +90,16 @@ def test_the_image_chapter_tells_the_order_of_its_ablations():
     limit, se = metrics.kid(test, gaussian, rng=torch.Generator().manual_seed(0))
     least = min(row.value for row in kid.values())
     assert one.value < limit < least - se, "draws of one Gaussian are closer to garments than the other five"
+
+
+def test_growing_ends_with_the_worst_spectrum_and_a_better_energy_than_full_resolution():
+    rows = {row.name: row for row in committed("coarse_to_fine_toy")[0] if isinstance(row.seed, list)}
+    of = lambda what, kind: rows[f"{what}, {kind}"]
+    apart = lambda first, second: (second.value - first.value) / math.hypot(first.se, second.se)
+    kinds = ("growing", "full resolution", "frozen coarse nets")
+    growing, full, frozen = (of("spectrum error", kind) for kind in kinds)
+    assert min(apart(full, growing), apart(frozen, growing)) > 2.5
+    assert abs(apart(full, frozen)) < 1
+    growing, full, frozen = (of("score error", kind) for kind in kinds)
+    assert apart(growing, full) > 3
+    assert frozen.value < growing.value / 10

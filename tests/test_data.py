@@ -22,7 +22,7 @@ from PIL import Image
 
 from ebmlib import data, imagefiles
 from ebmlib.metrics import images as metrics
-from ebmlib.metrics.features import find_weights
+from ebmlib.metrics.features import weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,8 @@ def test_bundled_set_agrees_with_torchvision(home, split, part, n):
     raw.write_bytes(gzip.decompress((data.CHECKOUT / f"fashion-mnist/{part}-images-idx3-ubyte.gz").read_bytes()))
     x, source = data.images("fashion_mnist", split)
     same(x, torchvision.datasets.mnist.read_image_file(str(raw))[:, None].numpy())
-    assert source == data.Source("fashion_mnist", split, False, "")
+    assert source._replace(note="") == data.Source("fashion_mnist", split)
+    assert source.note.endswith("verified by the published hashes of its files")
     assert data.labels("fashion_mnist", split).bincount().tolist() == [n // 10] * 10
 
 
@@ -119,12 +120,75 @@ def test_mnist(home, monkeypatch):
     x, y, files = tiny_idx(home / "MNIST/raw")
     with pytest.raises(RuntimeError) as caught:
         data.images("mnist", root=home)
-    sentence(caught, "train-images-idx3-ubyte.gz", "damaged", torchvision.datasets.MNIST.resources[0][1])
-    formats.known(monkeypatch, "mnist", formats.md5(*files))
+    sentence(caught, "train-images-idx3-ubyte.gz", "damaged", imagefiles.MNIST_MD5["train-images-idx3-ubyte"])
+    formats.known(monkeypatch, "mnist", files)
     same(data.images("mnist", root=home)[0], x[:, None])
     same(data.images("mnist", "test", root=home, size=32)[0][..., 2:-2, 2:-2], x[:2, None] + 1)
     assert data.labels("mnist", root=home).tolist() == y
     assert sorted((home / "MNIST/raw").iterdir()) == files  # nothing was unpacked there
+    for file in files:  # the same files unpacked, as other tools leave them
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    same(data.images("mnist", root=home)[0], x[:, None])
+    assert data.labels("mnist", root=home).tolist() == y
+    (home / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"short")
+    with pytest.raises(RuntimeError, match="train-images-idx3-ubyte is damaged: the MD5 of its content"):
+        data.images("mnist", root=home)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "flowers", "npz"])
+def test_arrays_are_found_by_the_sets_name_by_their_own_and_by_a_path(home, capsys, name):
+    """A set that the table knows, one that it does not, and a file anywhere."""
+    color, gray = formats.noise(6, 8, 8, 3), formats.noise(4, 8, 8, seed=1)
+    arrays = {"train_images": color, "train_labels": np.arange(6) % 3, "test_images": gray}
+    path = home / ("elsewhere" if name == "npz" else "") / f"{'mine' if name == 'npz' else name}.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **arrays)
+    called = f"npz:{path}" if name == "npz" else name
+    found, source = data.images(called, root=home)
+    same(found, color.transpose(0, 3, 1, 2))
+    assert source.name == called
+    assert f"{path.name}, not verified" in capsys.readouterr().out
+    same(data.images(called, "test", root=home)[0], gray[:, None])
+    assert data.labels(called, root=home).tolist() == [0, 1, 2, 0, 1, 2]
+    chosen, source = data.images(called, root=home, classes=(0, 2))
+    same(chosen, color[[0, 2, 3, 5]].transpose(0, 3, 1, 2))
+    assert source.name == f"{called}[0,2]"
+    for classes in ((), (0, 7)):
+        with pytest.raises(ValueError, match="has the classes 0, 1, 2"):
+            data.images(called, root=home, classes=classes)
+    with pytest.raises(ValueError, match="has no labels"):
+        data.labels(called, "test", root=home)
+    with pytest.raises(ValueError, match="no single label per image"):
+        data.images(called, "test", root=home, classes=(0,))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"train_images": np.zeros((2, 8, 8), np.float32)}, "train_images of .* is float32 \\(2, 8, 8\\); uint8"),
+        ({"train_images": np.zeros((2, 8, 8, 4), np.uint8)}, "is uint8 \\(2, 8, 8, 4\\); uint8 \\(N, H, W\\)"),
+        ({"train_images": np.zeros((0, 8, 8), np.uint8)}, "is uint8 \\(0, 8, 8\\)"),
+        (
+            {"train_images": np.zeros((2, 8, 8), np.uint8), "train_labels": np.zeros(3, int)},
+            "2 whole numbers are needed",
+        ),
+        ({"train_images": np.zeros((2, 8, 8), np.uint8), "train_labels": np.zeros(2)}, "is float64 \\(2,\\); 2 whole"),
+        (
+            {"test_images": np.zeros((2, 8, 8), np.uint8)},
+            "has no split 'train', no array train_images; its splits: test",
+        ),
+        ({"x": np.zeros(2)}, "its splits: none"),
+    ],
+)
+def test_bad_arrays_are_one_sentence(home, arrays, said):
+    np.savez(home / "mine.npz", **arrays)
+    with pytest.raises(ValueError, match=said) as caught:
+        data.images("mine", root=home)
+    assert "\n" not in str(caught.value)
+    (home / "mine.npz").write_bytes(b"no archive")
+    with pytest.raises(RuntimeError, match=r"cannot be read as a \.npz file of arrays"):
+        data.images("mine", root=home)
 
 
 def tiny_cifar(root, kind="cifar10"):
@@ -178,7 +242,7 @@ def test_svhn(home, monkeypatch):
     formats.known(monkeypatch, "svhn", hashes)
     same(data.images("svhn", root=home)[0], x)
     assert data.labels("svhn", root=home).tolist() == [1, 0, 9, 0]
-    with pytest.raises(FileNotFoundError, match=r"put test_32x32.mat into"):
+    with pytest.raises(FileNotFoundError, match=r"put test_32x32.mat or svhn.npz into"):
         data.images("svhn", "test", root=home, download=False)
 
 
@@ -272,15 +336,19 @@ def test_celeba_hq_from_folder_and_archives(home):
 
 
 def test_imagenet32_batches(home):
-    x, y = formats.noise(5, 3, 32, 32), [1, 1000, 7, 8, 9]
+    x, y = formats.noise(13, 3, 32, 32), [1, 1000, 7, 8, 9, *range(20, 28)]
     write = lambda name, content: formats.write(home / "imagenet32" / name, content)
-    write("train_data_batch_2.npz", formats.npz(x[:2], y[:2]))
-    write("train_data_batch_10.npz", formats.npz(x[2:3], y[2:3]))  # 10 comes after 2
-    entry = {"data": x[3:].reshape(2, 3072), "labels": y[3:], "mean": x.mean(0).ravel()}
+    write("train_data_batch_1.npz", formats.npz(x[:2], y[:2]))
+    for k in range(2, 11):  # 10 comes after 9
+        write(f"train_data_batch_{k}.npz", formats.npz(x[k : k + 1], y[k : k + 1]))
+    entry = {"data": x[11:].reshape(2, 3072), "labels": y[11:], "mean": x.mean(0).ravel()}
     write("val_data", pickle.dumps(entry, protocol=2))
-    same(data.images("imagenet32", root=home)[0], x[:3])
-    assert data.labels("imagenet32", root=home).tolist() == [0, 999, 6]
-    same(data.images("imagenet32", "val", root=home)[0], x[3:])
+    same(data.images("imagenet32", root=home)[0], x[:11])
+    assert data.labels("imagenet32", root=home).tolist() == [label - 1 for label in y[:11]]
+    same(data.images("imagenet32", "val", root=home)[0], x[11:])
+    (home / "imagenet32/train_data_batch_7.npz").unlink()
+    with pytest.raises(RuntimeError, match=r"imagenet32 must hold .* once each, not \[1, .*6, 8,"):
+        data.images("imagenet32", root=home)
     archive = formats.packed(home / "batches.zip", {"out/train_data_batch_1.npz": formats.npz(x, y)})
     same(data.images(f"imagenet32:{archive}")[0], x)
 
@@ -499,7 +567,7 @@ def test_without_a_cache_all_but_downloads_works(home, monkeypatch, why):
             fake = lambda path, *a, real=real, **b: real(path, *a, **b) if "closed" not in str(path) else throw(refuse)
             monkeypatch.setattr(Path, call, fake)
     assert data.images("fashion_mnist", "test")[0].shape == (10000, 1, 28, 28)
-    assert find_weights().is_file()
+    assert weights_of("Fashion-CNN").is_file()
     with pytest.warns(UserWarning, match="processed anew in every run.*XDG_CACHE_HOME") as said:
         x, _ = data.images(name)
     assert len(said) == 1
@@ -580,7 +648,7 @@ def test_missing_set_says_where_to_get_and_put_it(home, name):
 def test_the_split_to_judge_on():
     without_test = {"lsun_church": "val", "lsun_bedroom": "val", "imagenet32": "val", "celeba_hq": "train"}
     assert {name: data.held_out(name) for name in data.NAMES} == {n: "test" for n in data.NAMES} | without_test
-    assert [data.held_out(f"{kind}:some/where") for kind in data.POINTED] == ["train"] * 3  # judged on themselves
+    assert [data.held_out(f"{kind}:some/where") for kind in data.POINTED] == ["train"] * 4  # judged on themselves
 
 
 def test_search_order(home, monkeypatch):
@@ -676,11 +744,11 @@ def test_download_goes_to_the_cache_or_to_ebm_data(home, server, monkeypatch, ca
     same(data.images("cifar10", "test")[0], x[10:])
     assert [p.name for p in (home / "own").iterdir()] == [archive.name]
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 2
+    assert len(printed) == 4
     assert printed[0].startswith("Downloading cifar-10-python.tar.gz to ")
     files.clear()
     same(data.images("cifar10")[0], x[:10])  # now it is here
-    assert not capsys.readouterr().out
+    assert "Downloading" not in capsys.readouterr().out
 
 
 def test_second_mirror_and_files_already_there(home, server, monkeypatch):
@@ -689,7 +757,7 @@ def test_second_mirror_and_files_already_there(home, server, monkeypatch):
     files.update({p.name: p.read_bytes() for p in paths[1:]})
     formats.write(home / "own/MNIST/raw" / paths[0].name, paths[0].read_bytes())  # not on the server
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:1/", f"{address}/"])
-    formats.known(monkeypatch, "mnist", formats.md5(*paths))
+    formats.known(monkeypatch, "mnist", paths)
     same(data.images("mnist", root=home / "own")[0], x[:, None])
     (home / "own/MNIST/raw" / paths[1].name).unlink()
     (home / "own/MNIST/raw" / paths[0].name).write_bytes(b"damaged")

@@ -69,6 +69,19 @@ def test_the_law_of_a_quadratics_flow_and_its_log_density(quadratic, device, rng
     torch.testing.assert_close(flow.log_prob(energy, y, T, tol=TIGHT), law.log_prob(y), rtol=1e-7, atol=1e-7)
 
 
+def test_the_tolerance_is_local_and_a_second_one_shows_by_how_much(device):
+    """E = sum k x^2 / 2 with k = 30 and 1: at 1e-5 the log density misses by 100 times that, as 1e-6 makes visible."""
+    k = torch.tensor([30.0, 1.0], device=device, dtype=torch.float64)
+    energy = lambda x: 0.5 * (k * x**2).sum(1)
+    law = torch.distributions.Normal(0.0, torch.exp(-0.2 * k))
+    y = law.stddev * points(200, 8, device)
+    loose, tight = (flow.log_prob(energy, y, 0.2, tol=tol) for tol in (1e-5, 1e-6))
+    error = float((loose - law.log_prob(y).sum(1)).abs().max())
+    seen = float((loose - tight).abs().max())
+    assert error > 1e-3
+    assert 0.5 * error < seen < 2 * error
+
+
 def test_the_density_moves_along_the_path_as_it_is_read_backward(net, device):
     x0 = points(40, 4, device)
     x, change = flow.transport_density(net, x0, T, tol=TIGHT)

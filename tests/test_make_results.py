@@ -42,9 +42,8 @@ if ends == "edit":
 about = {"seconds": 10.0, "dataset": given.get("dataset", "")}
 about["protocol"] = " ".join([source.stem, *(str(given.get(key, "")) for key in ("T", "K", "objective", "iterations"))])
 row = Row("KL", 1.0 + given["seed"], seed=given["seed"], preset=given["preset"], **about)
-earlier = Row("KL", 9.0, seed=[7, 8], preset="quick")  # as a page shows what another run left
-shown = [asdict(row), asdict(earlier)]
-cell = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [{"output_type": "x", "data": {MIME: shown}}]}
+data = {MIME: [asdict(row)]}
+cell = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [{"output_type": "x", "data": data}]}
 new.write_text(json.dumps({"cells": [cell], "metadata": {}}))
 """
 CODE = {

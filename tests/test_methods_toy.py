@@ -1,4 +1,4 @@
-"""The cells of methods_toy in this process: VAEBM's two trainings on one budget, and its density."""
+"""The cells of methods_toy in this process: its rules, its ranks, and VAEBM's two trainings on one budget."""
 
 import math
 from functools import partial
@@ -7,8 +7,11 @@ import cells
 import pytest
 import torch
 
-from ebmlib.papers import latent
+from ebmlib.page import results
+from ebmlib.papers import latent, recovery
 from ebmlib.run import training
+from ebmlib.settings.toys import MethodsToy
+from ebmlib.targets import densities
 
 pytestmark = pytest.mark.usefixtures("in_process")
 run_cells = partial(cells.run_cells, "methods_toy", preset="smoke", device="cpu")
@@ -72,3 +75,66 @@ def test_without_an_energy_the_product_is_the_autoencoder():
     drawn = vae.sample(20_000, torch.Generator().manual_seed(2)) / factor
     z = (samples.mean(0) - drawn.mean(0)) / (drawn.std(0) * (1 / len(samples) + 1 / len(drawn)) ** 0.5)
     assert z.abs().max() < 4
+
+
+class Bowl(torch.nn.Module):
+    """|x|^2 / (2 std^2); std = inf is a flat energy."""
+
+    def __init__(self, std: float):
+        super().__init__()
+        self.std = std
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x / self.std).square().sum(1) / 2
+
+
+def test_chains_keep_to_the_walls_and_metropolis_takes_their_floor_away():
+    space, _ = run_cells(".once(")
+    walk, a, std = space["walk"], space["cfg"].step, 0.1
+    for metropolis, variance in ((False, std**2 / (1 - a / (2 * std**2))), (True, std**2)):
+        rng = torch.Generator().manual_seed(3)
+        ends = walk(Bowl(std), std * torch.randn(20_000, 2, generator=rng), rng, metropolis, K=60)
+        z = (ends.var() / variance - 1) / (2 / ends.numel()) ** 0.5
+        assert abs(z) < 4, metropolis
+        ends = walk(Bowl(math.inf), space["uniform"](20_000, rng), rng, metropolis, K=60)
+        assert ends.abs().max() <= space["wall"]
+        z = (ends.var() / (space["wall"] ** 2 / 3) - 1) / (0.8 / ends.numel()) ** 0.5  # a uniform's kurtosis is 1.8
+        assert abs(z) < 4, metropolis
+
+
+def test_every_plain_step_is_below_the_floor_of_every_target():
+    cfg = MethodsToy()
+    tables = recovery.noising(6, cfg.b2, scaled=False, c_power=cfg.c_power)
+    for name in cfg.TARGETS:
+        density = densities.by_name(name)
+        s = cfg.span / density.box * density.narrowest
+        assert 2 * cfg.step < s**2
+        for t in range(tables.T):  # the conditional density of y is narrower than the noise that was added
+            level = density.blurred(float(tables.cum_sigma[t] / tables.cum_a[t]) * density.box / cfg.span)
+            width = float(tables.scale[t] * tables.cum_a[t]) * cfg.span / density.box * level.narrowest
+            precision = width**-2 + float(tables.precision[t])
+            assert float(tables.delta[t]) ** 2 < 1 / precision, (name, t)
+
+
+def test_a_method_that_lost_a_seed_has_no_rank_and_no_mean():
+    space, _ = run_cells(".once(")
+    for source in cells.code_cells("methods_toy"):
+        if source.startswith("KL, MMD, LOST") or "def ranked(" in source or "def scored(" in source:
+            exec(source, space)
+    row = partial(results.Row, dataset="toy")
+    rows = [
+        row(f"KL to the truth, {m}", kl, 0.01) for m, kl in (("short-run", 0.02), ("persistent", 0.3), ("VAEBM", 0.31))
+    ]
+    lost = ("short-run", 0.2), ("persistent", 0.0), ("VAEBM", 0.0)
+    rows += [row(f"diverged, {m}", share, seed=[0, 1, 2, 3, 4]) for m, share in lost]
+    rows += [row(f"held-out log-likelihood, {m}", -1.0, 0.01) for m, _ in lost]
+    found = space["by_method"]("toy", rows)
+    assert space["ranked"](found) == [("persistent", "1"), ("VAEBM", "1="), ("short-run", "")]
+    assert space["finished_seeds"](found["short-run"]) == (4, 5)
+    assert space["scored"](None, None, torch.tensor([[0.0, math.nan]]), None) == []
+
+
+def test_a_flow_that_spends_several_budgets_is_stopped():
+    space, _ = run_cells(".once(", ode_passes=1)
+    kept = space["train"]("flow, likelihood", space["targets"]["two-moons"], None)
+    assert "share of the budget" in kept["seen"]

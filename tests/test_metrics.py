@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.linalg import eigh, sqrtm
+from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
@@ -389,7 +390,7 @@ def test_fid_and_kid_grow_with_the_noise_on_garments(garments):
     noise = torch.randn(x.shape, generator=generator(5))
     fids, kids = [], []
     for scale in (0.0, 0.1, 0.3, 1.0):
-        fake = metrics.extract(None, x + scale * noise)
+        fake = metrics.extract(None, metrics.in_range(x + scale * noise)[0])
         fids.append(metrics.fid(other, fake))
         kids.append(metrics.kid(other, fake, rng=generator(6)))
     assert fids == sorted(fids)
@@ -637,3 +638,40 @@ def test_a_dropped_class_lowers_the_number_of_classes(garments):
     _, fewer = metrics.class_shares(garments[(y != 1) & (y != 8)][:2000])
     assert 7.5 < fewer < 8.5
     assert metrics.class_shares(garments[y == 1][:200])[1] < 1.5
+
+
+# -- the area under the ROC curve --
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_auroc_counts_pairs_and_half_of_the_ties(ties, rng):
+    lower = torch.randn(37, generator=rng(0), device=rng(0).device)
+    higher = 0.7 + torch.randn(53, generator=rng(1), device=rng(1).device)
+    if ties:
+        lower, higher = lower.round(), higher.round()
+    pairs = (lower[:, None] < higher).double() + 0.5 * (lower[:, None] == higher).double()
+    found, se = metrics.auroc(lower, higher)
+    assert found == pytest.approx(float(pairs.mean()), abs=1e-12)
+    labels = [0] * 37 + [1] * 53
+    assert found == pytest.approx(roc_auc_score(labels, torch.cat([lower, higher]).cpu()), abs=1e-12)
+    delong = pairs.mean(0).var() / 53 + pairs.mean(1).var() / 37
+    assert se == pytest.approx(float(delong) ** 0.5, abs=1e-12)
+    assert metrics.auroc(higher, lower)[0] == pytest.approx(1 - found, abs=1e-12)
+
+
+def test_aurocs_error_is_the_spread_over_samples(rng):
+    """Normal scores 1 apart: the area is Phi(1 / sqrt 2)."""
+    r = rng(2)
+    drawn = [torch.randn(2, 60, generator=r, device=r.device) for _ in range(400)]
+    found = torch.tensor([metrics.auroc(x[0], 1 + x[1, :40]) for x in drawn], dtype=torch.float64)
+    area, se = found.T
+    assert float(area.std()) == pytest.approx(float(se.mean()), rel=0.12)
+    truth = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(0.5**0.5)).item()
+    assert float(area.mean()) == pytest.approx(truth, abs=4.5 * float(area.std()) / 20)
+
+
+@pytest.mark.parametrize("scores", [torch.ones(1), torch.tensor([1.0, torch.nan])])
+def test_auroc_refuses_too_few_scores_and_nan(scores):
+    for pair in ((scores, torch.ones(5)), (torch.ones(5), scores)):
+        with pytest.raises(ValueError, match="auroc needs 2 or more scores on each side, no NaN; got"):
+            metrics.auroc(*pair)

@@ -38,6 +38,17 @@ def test_divergence_and_log_z_of_gaussians():
     torch.testing.assert_close(model.log_prob(x), WIDE.log_prob(x), atol=1e-4, rtol=0)
 
 
+NAMES = ("25-gaussians", "9-gaussians", "swiss-roll", "checkerboard", "two-moons", "rings", "pinwheel", "funnel")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_least_number_of_cells_that_settings_allow_holds_every_density(name):
+    density = densities.by_name(name)
+    for reach in (1.0, 1.5):
+        model = planar.normalized(lambda x: 0 * x[:, 0], density, 100, reach)
+        assert planar.divergences(density, model)[0] > 0
+
+
 def test_divergences_follow_the_temperature():
     steep = planar.normalized(lambda x: 4 * TRUTH.energy(x), TRUTH)  # right at temperature 4
     found = planar.divergences(TRUTH, steep, [1.0, 2.0, 4.0])

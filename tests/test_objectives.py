@@ -162,6 +162,35 @@ def test_entropy_gradient_is_the_formula(device, rng):
     assert reference.grad is None
 
 
+def scale_gradient(d: int, floor: float, rng) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of 300 batches of 50 normal samples against M = 100: d entropy_nn / d log s, and |gradient of each sample|^2."""
+    shares, squares = [], []
+    for _ in range(300):
+        x = torch.randn(50, d, generator=rng, device=rng.device, dtype=torch.float64).requires_grad_(True)
+        reference = torch.randn(100, d, generator=rng, device=rng.device, dtype=torch.float64)
+        (grad,) = torch.autograd.grad(entropy_nn(x, reference, floor), x)
+        shares.append((grad * x.detach()).sum())
+        squares.append((50 * grad).square().sum(1))
+    return torch.stack(shares), torch.cat(squares)
+
+
+@pytest.mark.parametrize(("d", "share"), [(8, 0.722), (64, 0.568)])
+def test_the_entropy_gradient_is_a_share_of_the_exact_one(d, share, rng):
+    """Scaling N(0, s^2 I) raises entropy / d by d log s; the reference stays, so that less than this is felt."""
+    felt, squares = scale_gradient(d, 1e-4, rng(20))
+    assert_mean(felt, share, se=0.005)
+    assert float(squares.max() / squares.mean()) < 50
+
+
+def test_the_entropy_gradient_in_two_dimensions_is_as_heavy_tailed_as_its_floor_allows(rng):
+    """The chance of a distance below r goes as r^2 and the squared gradient as 1 / r^2: its mean as log(1 / floor)."""
+    means = [float(scale_gradient(2, floor, rng(21))[1].mean()) for floor in (0.1, 0.01, 0.001)]
+    assert means[1] > 1.5 * means[0]
+    assert means[2] > 1.2 * means[1]
+    _, squares = scale_gradient(2, 1e-4, rng(21))
+    assert float(squares.max() / squares.mean()) > 300
+
+
 def test_entropy_of_a_met_reference_is_finite(device):
     """Three points: one on its reference, one closer than the floor, one apart. Only the last one is pushed."""
     points = [[1.0, 2.0], [5.0, 5.0 + 1e-6], [9.0, 9.5]]

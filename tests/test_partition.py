@@ -301,6 +301,34 @@ def test_the_importance_chain_of_recovery_likelihood(shared, dtype, rng):
     assert float(ess[-1]) == pytest.approx(min(float(estimate(row).ess) for row in log_w))
 
 
+def test_bounds_from_samples_of_one_distribution_cross(rng):
+    """Cauchy-Schwarz: log E_q e^D >= -log E_q e^-D for every q; for Gaussian D by its variance, by less in few samples.
+
+    So a lower bound down the levels and an upper one up, both from a sampler's q, say nothing about log Z.
+    """
+    levels, spread, r = 5, 0.8, rng(31)
+    shape = {"generator": r, "device": r.device, "dtype": torch.float64}
+    gaps = {}
+    for n in (4, 64, 4096):
+        D = 3.0 + spread * torch.randn(40, levels, n, **shape)
+        gaps[n] = torch.stack([importance_chain(d).log_z + importance_chain(-d).log_z for d in D])
+        assert bool((gaps[n] > 0).all())
+    assert float(gaps[4].mean()) < float(gaps[64].mean()) < levels * spread**2
+    assert_mean(gaps[4096], levels * spread**2, se=0.02)
+
+
+def test_the_importance_chain_is_too_low_where_levels_are_far_apart(device, rng):
+    """16 dimensions as narrow as a gray value's cell under noise of 0.01, exact samples: its error bar is no error."""
+    tables, runs, n, d, r = noising(1000, device=device), 50, 1000, 16, rng(32)
+    cell = (2 / 256) ** 2 / 12
+    v0, v1 = (tables.cum_a[:2] ** 2 * cell + tables.cum_sigma[:2] ** 2) * tables.scale[:2] ** 2
+    square = (v1 * torch.randn(runs, n, d, generator=r, device=device, dtype=torch.float64) ** 2).sum(2)
+    found = [importance_chain((y / (2 * v1) - y / (2 * v0))[None]) for y in square]
+    error = torch.stack([one.log_z for one in found]) - d / 2 * (v0 / v1).log()
+    assert -25 < float(error.mean()) < -5
+    assert max(float(one.se) for one in found) < 1.01
+
+
 # -- bounds that hold with a stated probability --
 
 
@@ -405,7 +433,8 @@ WIDE, NARROW = densities.gaussian(1.0), densities.gaussian(0.02, (0.01, 0.01))
 BAD = {
     "a box too small": (lambda: kl(WIDE.log_prob, WIDE.log_prob, 2.0, 300), r"box = 2 with n = 300 holds 0\.911"),
     "a grid too coarse": (lambda: kl(NARROW.log_prob, WIDE.log_prob, 5.0, 100), "box = 5 with n = 100 holds"),
-    "betas": (lambda: geometric(len, len, [0, 0.5]), "betas must run from 0 to 1"),
+    "betas": (lambda: geometric(len, len, [0, 0.5]), "betas must rise from 0 to 1"),
+    "falling betas": (lambda: geometric(len, len, [0, 0.6, 0.5, 1]), r"betas must rise .* got \[0.0, 0.6, 0.5, 1.0\]"),
     "kernels": (lambda: ais([len] * 4, torch.ones(2, 2), [len]), "each of the 2 energies between; got 1"),
     "delta": (lambda: lower_bound(torch.ones(3), 1.0), "delta must lie between 0 and 1; got 1.0"),
     "nodes": (lambda: from_grid(torch.zeros(3, 3), 2.0, torch.zeros(1, 2)), r"n >= 4; got \(3, 3\)"),

@@ -96,7 +96,7 @@ def test_a_long_legend_stands_beside_the_lines(ax):
 def test_bars_show_their_numbers_first_on_top(ax):
     drawn = plots.bars(ax, {"ULA": (0.0312, 0.002), "HMC": 0.004}, "MMD²")
     assert [b.get_width() for b in drawn] == [0.0312, 0.004]
-    assert [t.get_text() for t in ax.texts] == ["0.0312 ± 0.002", "0.004"]
+    assert [t.get_text() for t in ax.texts] == ["0.0312 ± 0.0020", "0.004"]
     ax.figure.canvas.draw()
     first, second = (b.get_window_extent().y0 for b in drawn)
     assert first > second

@@ -139,7 +139,7 @@ def test_its_file_is_judged_again_to_the_same_numbers(monkeypatch, tmp_path):
     )
     assert not (tmp_path / "other").exists()
     assert again == first
-    assert len(first) == 4 * 2 + 1 + 2 * 2
+    assert len(first) == 4 * 3 + 1 + 2 * 2
 
 
 def test_the_bundled_file_of_a_run_is_judged_by_its_rounded_weights(tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_the_bundled_file_of_a_run_is_judged_by_its_rounded_weights(tmp_path, mo
 
 def test_a_foreign_checkpoint_is_refused_before_anything_is_trained():
     other = ROOT / "data" / "checkpoints" / "drl_fashion_mnist.safetensors"
-    with pytest.raises(ValueError, match="does not hold the four trainings"):
+    with pytest.raises(ValueError, match="is of drl_cifar: self_adversarial_images takes "):
         run_cells(None, checkpoint=str(other))
     assert not Path("runs").exists()
 

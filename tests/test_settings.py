@@ -189,6 +189,8 @@ BAD = [  # class, name, value, what is allowed
     (DRLImages, "samples", 15, f"{WHOLE} of at least 16"),
     *((cls, "ema", 1.0, "at least 0 and below 1") for cls in (DRLImages, SelfAdversarialToy)),
     (SelfAdversarialToy, "ml_batch", 300, "allowed is at most batch = 256"),
+    *((cls, "cells", 99, "a whole number of at least 100") for cls in (MLToy, ImprovedCDToy, MethodsToy)),
+    (DRLToy, "seed", 20250101120000, "below 4294967296"),
     (ImprovedCDToy, "batch", 2000, "allowed is at most capacity = 1000"),
     (VAEBMToy, "direct", 20_000, "allowed is at most tests = 10000"),
     *((cls, "span", 0, POSITIVE) for cls in (DRLToy, MLToy, PartitionToy)),

@@ -114,7 +114,7 @@ def test_every_net_of_the_benchmark_has_its_contenders_agree(speed):
 
 SLIPS = {
     "half a step": lambda p: {"a": p.a / 2},
-    "uphill": lambda p: {"a": -p.a},
+    "uphill": lambda p: {"energy": lambda x: -p.energy(x)},
     "another energy": lambda p: {"energy": lambda x: p.energy(x) + x.flatten(1).sum(1)},
 }
 

@@ -316,9 +316,9 @@ def auroc(lower: Tensor, higher: Tensor) -> tuple[float, float]:
         """The share of `among` below each of `of`, equal ones counted half."""
         among = among.sort().values
         ends = (torch.searchsorted(among, of, right=right) for right in (False, True))
-        return sum(ends) / (2 * len(among))
+        return sum(ends).double() / (2 * len(among))
 
-    of_higher, of_lower = below(higher, lower).double(), 1 - below(lower, higher).double()
+    of_higher, of_lower = below(higher, lower), 1 - below(lower, higher)
     variance = of_higher.var() / len(higher) + of_lower.var() / len(lower)
     return of_higher.mean().item(), variance.sqrt().item()
 

@@ -78,7 +78,8 @@ def uniform(shape: Sequence[int], rng: Rng = None, device: Any = None) -> Tensor
 def mix(coarse: Tensor, beta: float, rng: Rng = None, how: str = "linear") -> Tensor:
     """The start of fine chains: (1 - beta) Up(coarse) + beta U(-1, 1), from (B, C, h, w) to twice the sides.
 
-    how "root" weighs Up with sqrt(1 - beta^2), which keeps the variance where both have the same; Algorithm 1.
+    how "linear" is ours; "root" weighs Up with sqrt(1 - beta^2), as Algorithm 1 and the released `train_v0` do, which
+    keeps the variance where both have the same.
     """
     if how not in MIXES:
         raise ValueError(f"how = {how!r}: allowed are {', '.join(map(repr, MIXES))}")

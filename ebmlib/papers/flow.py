@@ -1,6 +1,7 @@
 """The gradient-flow ODE dx/dt = -grad E(x) as a generator with an exact density, and its Euler steps.
 
-Source: the self-adversarial paper, section 2. Solvers are torchdiffeq's; the solution is accurate to `tol`.
+Source: the self-adversarial paper, section 2. Solvers are torchdiffeq's. `tol` bounds the error of each of their steps,
+not of the solution: a log density at 1e-5 on a stiff energy may be off by nats. Solve at two tolerances to see it.
 """
 
 import math
@@ -103,8 +104,9 @@ def log_prob(
     field: GradLaplacian | None = None,
     create_graph: bool = False,
 ) -> Tensor:
-    """Exact log density in nats of the flow of N(0, I) at x (B, *S): (B,).
+    """Log density in nats of the flow of N(0, I) at x (B, *S): (B,).
 
+    Exact but for the solver: compare with tol / 10 where it judges a density.
     The ODE runs backward from x to its latent x_0 (Eq. 6). With `create_graph`
     it can be maximized over the weights.
     """

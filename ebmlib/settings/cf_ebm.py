@@ -16,10 +16,10 @@ class CoarseToFineToy(Settings):
     data = "two-fields"
     takes = ("resume", "checkpoint")
     K: Ints = value((15, 20, 30), "per stage", text=(15, 30, 50, 50, 60), code=(15,) * 5, smoke=(3, 4), quick=(15, 20))
-    images: Ints = value((19_200, 19_200, 38_400), "per stage", both="50k, 75k, ..", smoke=(64, 64), quick=(5120, 5120))
+    images: Ints = value((19_200, 19_200, 38_400), text="50k, 75k, ..", code="2.4M", smoke=(64, 64), quick=(4480, 4480))
     batch: Ints = value((64, 64, 32), "per stage", code=(256, 128, 64, 64, 32), smoke=(16, 16), quick=(64, 32))
     step: float = value(5e-3, "a; here at most a quarter of the least variance", text=0.5, code=1.0, above=0)
-    mix: str = value("linear", "Up times 1 - beta, or sqrt(1 - beta^2)", text="root", code="linear", allowed=MIXES)
+    mix: str = value("linear", "Up times 1 - beta (ours), or sqrt(1 - beta^2)", both="root", allowed=MIXES)
     width: int = value(2, "c; features are 4c", both=32, smoke=1, low=1)
     spectral: bool = value(False, "Table 9; here slopes must be steep", both=True)
     padding: str = value("circular", "the field is a torus", allowed=("zeros", "circular"))
@@ -29,7 +29,7 @@ class CoarseToFineToy(Settings):
     clip_norm: float | None = value(50.0, "largest norm of the gradient", above=0)
     slope: float = value(1.0, "s of the field's spectrum (1 + |k|^2)^-s", above=0)
     looks: int = value(20, "looks at the score error while training", smoke=2, low=1)
-    tests: int = value(4000, "held-out fields", smoke=100, quick=1000, low=100)
+    tests: int = value(4000, "held-out fields", smoke=100, quick=500, low=100)
 
     def implied(self, given: Mapping[str, Any]) -> "CoarseToFineToy":
         """As they are: two stages at least, each with its K, images and batch."""

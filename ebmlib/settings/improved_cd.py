@@ -31,4 +31,4 @@ class ImprovedCDToy(Settings):
     width: int = value(64, "of three hidden layers", smoke=16, low=2)
     gain: float = value(8.0, "factor on the coordinates: the modes are narrow", above=0)
     stable_gap: float = value(25.0, "nats: a run whose gap leaves this bound counts as unstable", above=0)
-    cells: int = value(400, "of the quadrature, per side", smoke=150, quick=250, low=20)
+    cells: int = value(400, "of the quadrature, per side", smoke=150, quick=250, low=100)
