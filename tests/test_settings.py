@@ -188,6 +188,11 @@ BAD = [  # class, name, value, what is allowed
     *((cls, "ema", 1.0, "at least 0 and below 1") for cls in (DRLImages, SelfAdversarialToy)),
     (SelfAdversarialToy, "ml_batch", 300, "allowed is at most batch = 256"),
     *((cls, "cells", 99, "a whole number of at least 100") for cls in (MLToy, ImprovedCDToy, MethodsToy)),
+    *(
+        (cls, "width", 7, "allowed is an even number")
+        for cls in (DRLToy, DRLImages, DRLLongRun, PartitionToy, MethodsToy)
+    ),
+    *((cls, "width", 2, "a whole number of at least 4") for cls in (DRLToy, PartitionToy, MethodsToy)),
     (DRLToy, "seed", 20250101120000, "below 4294967296"),
     (ImprovedCDToy, "batch", 2000, "allowed is at most capacity = 1000"),
     (VAEBMToy, "direct", 20_000, "allowed is at most tests = 10000"),

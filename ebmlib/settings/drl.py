@@ -6,7 +6,7 @@ from typing import Any
 
 from ebmlib.nets.wideresnet import HEADS, PRECISIONS
 from ebmlib.papers.recovery import VARIANTS, noising
-from ebmlib.settings.value import Ints, Settings, value
+from ebmlib.settings.value import Ints, Settings, even, value
 
 # Tables 4 and 5: what the paper sets for other data sets than CIFAR-10, the first where `size` is not given.
 _AT_64 = {"size": 64, "multipliers": (1, 2, 2, 2, 4), "blocks": 2, "batch": 128, "iterations": 100_000}
@@ -40,7 +40,7 @@ class DRLToy(Settings):
     scaled: bool = value(False, "whether E = net / delta^2", text=False, code=True)
     weight_power: float = value(2.0, "of sigma_1 / sigma_{t+1}: level 0 learns slowest", text=0, code=1, low=0)
     span: float = value(4.5, "half side of the data's box after scaling", above=0)
-    width: int = value(64, "the net", smoke=16, low=2)
+    width: int = value(64, "the net", smoke=16, low=4, check=even)
     multipliers: Ints = value((1, 1, 1), "the net")
     gain: float = value(7.0, "the net: factor on its input", above=0)
     spectral: bool = value(False, "Appendix B, for images", both=True)
@@ -72,7 +72,7 @@ class DRLImages(Settings):
     variant: str = value("code", "Eqs. 15 to 17, or the release", text="text", code="code", allowed=VARIANTS)
     objective: str = value("recovery", "Table 2 has both", both="recovery", allowed=("recovery", "dsm"))
     size: int = value(32, "Table 4", both=32, cpu=16, low=8)
-    width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4)
+    width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4, check=even)
     multipliers: Ints = value((1, 2, 2, 2), "Table 4", both=(1, 2, 2, 2), cpu=(1, 3, 6))
     blocks: int = value(5, "Table 5; README", text=5, code=8, small=1, gpu=2, low=1)
     head: str = value("time", "Table 4", text="dense", code="time", allowed=HEADS)
@@ -145,7 +145,7 @@ class DRLLongRun(Settings):
     tests: int = value(10_000, "test images for bits", text=10_000, smoke=32, quick=1000, cpu=2000, gpu=2048, low=32)
     check_chains: int = value(4000, "of the check on a Gaussian", smoke=300, quick=1000, cpu=2000, low=100)
     size: int = value(32, "Table 4", both=32, small=8, low=8)
-    width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4)
+    width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4, check=even)
     multipliers: Ints = value((1, 2, 2, 2), "Table 4", both=(1, 2, 2, 2), small=(1, 2), smoke=(1,))
     blocks: int = value(5, "Table 5; README", text=5, code=8, small=1, gpu=2, low=1)
     head: str = value("time", "Table 4", text="dense", code="time", allowed=HEADS)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ebmlib.papers.recovery import noising
-from ebmlib.settings.value import Ints, Settings, value
+from ebmlib.settings.value import Ints, Settings, even, value
 
 
 def two(steps: tuple[int, ...]) -> None:
@@ -75,7 +75,7 @@ class PartitionToy(Settings):
     samples: int = value(2000, "samples of the importance chain", smoke=50, quick=1000, low=50)
     span: float = value(4.5, "half side of the data's box after scaling", above=0)
     b2: float = value(0.06, "step constant in training, as in `drl_toy`", text="b = .0002", code=2e-4, above=0)
-    width: int = value(48, "the learned energy's net", smoke=8, quick=32, low=2)
+    width: int = value(48, "the learned energy's net", smoke=8, quick=32, low=4, check=even)
     train_K: int = value(15, "Langevin steps per level in training", both=30, quick=10, low=1)
     iterations: int = value(1000, "of training", smoke=5, quick=600, low=1)
     batch: int = value(256, "of training", smoke=32, quick=128, low=1)
@@ -96,7 +96,7 @@ class MethodsToy(Settings):
     step: float = value(0.006, "Langevin step in scaled units; `improved_cd_toy`, its smaller one", above=0)
     span: float = value(4.5, "half side of the data's box, energies; `ml_toy`, `drl_toy`", above=0)
     flow_span: float = value(1.8, "and flows, as its targets in `self_adversarial_toy`", above=0)
-    width: int = value(128, "of every net, three hidden layers", smoke=16, quick=64, low=2)
+    width: int = value(128, "of every net, three hidden layers", smoke=16, quick=64, low=4, check=even)
     gain: float = value(7.0, "factor on the coordinates, energies; `drl_toy`", above=0)
     flow_gain: float = value(8.0, "and flows; `self_adversarial_toy`", above=0)
     batch: int = value(128, "data per training iteration", smoke=32, low=2, most="capacity")
