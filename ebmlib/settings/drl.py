@@ -39,7 +39,7 @@ class DRLToy(Settings):
     c_power: float = value(0.4, "with 1 the late steps grow too long for 2D", text=0, code=1, low=0)
     scaled: bool = value(False, "whether E = net / delta^2", text=False, code=True)
     weight_power: float = value(2.0, "of sigma_1 / sigma_{t+1}: level 0 learns slowest", text=0, code=1, low=0)
-    span: float = value(4.5, "half side of the data's box after scaling", above=0)
+    span: float = value(4.5, "half side of the data's box after scaling", low=0.1)
     width: int = value(64, "the net", smoke=16, low=4, check=even)
     multipliers: Ints = value((1, 1, 1), "the net")
     gain: float = value(7.0, "the net: factor on its input", above=0)
