@@ -374,6 +374,8 @@ TABLES = [
          "the_mean_gradient_is_that_of_the_joined_batch", "processes_draw_their_own_rows_and_hold_the_same_weights"),
     ]),
     ("metrics/images.py", "test_metrics.py", [
+        ("only bright pixels leave the range", "(x.abs() > 1 + 2 / 255)", "(x > 1 + 2 / 255)",
+         "the_share_that_left_the_range_is_counted"),
         ("the score's spread is no error", "values.std() / splits**0.5", "values.std()",
          "the_score_is_the_mean_over_equal_splits"),
         ("p(y) is that of all splits", "_inception_score(logits.split(size))", "_inception_score([logits] * splits)",
@@ -412,6 +414,8 @@ TABLES = [
          "the_values_are_those_of_arviz"),
     ]),
     ("metrics/planar.py", "test_metrics_planar.py", [
+        ("an error that cannot be estimated is 0", "if variance > 0 else None", "if variance > 0 else 0.0",
+         "an_error_that_cannot_be_estimated_is_not_0"),
         ("cold for hot", "-model.values.flatten() / temperature", "-model.values.flatten() * temperature",
          "divergence_and_log_z_of_gaussians", "divergences_follow_the_temperature"),
         ("log Z without the cells' area", " + 2 * math.log(2 * box / n)", "", "divergence_and_log_z_of_gaussians",

@@ -190,10 +190,17 @@ BAD = [  # class, name, value, what is allowed
     *((cls, "ema", 1.0, "at least 0 and below 1") for cls in (DRLImages, SelfAdversarialToy)),
     (SelfAdversarialToy, "ml_batch", 300, "allowed is at most batch = 256"),
     *((cls, "cells", 99, "a whole number of at least 100") for cls in (MLToy, ImprovedCDToy, MethodsToy)),
+    *(
+        (cls, "width", 7, "allowed is an even number")
+        for cls in (DRLToy, DRLImages, DRLLongRun, PartitionToy, MethodsToy)
+    ),
+    *((cls, "width", 2, "a whole number of at least 4") for cls in (DRLToy, PartitionToy, MethodsToy)),
+    *((cls, "span", 0.01, "a number of at least 0.1") for cls in (DRLToy, MLToy, PartitionToy, MethodsToy)),
+    (MLToy, "batch", 3, "a whole number of at least 4"),  # MMD takes four samples
+    (SelfAdversarialImages, "b", 0.0, "a number above 0"),  # else there is no noisy chain
     (DRLToy, "seed", 20250101120000, "below 4294967296"),
     (ImprovedCDToy, "batch", 2000, "allowed is at most capacity = 1000"),
     (VAEBMToy, "direct", 20_000, "allowed is at most tests = 10000"),
-    *((cls, "span", 0, POSITIVE) for cls in (DRLToy, MLToy, PartitionToy)),
     *((cls, "gain", 0.0, POSITIVE) for cls in (DRLToy, ImprovedCDToy, VAEBMToy, SelfAdversarialToy, MethodsToy)),
     (LangevinToy, "step", 2.0, f"{POSITIVE} and below 2"),
     *((DRLImages, "multipliers", given, LIST) for given in ([], 2, [1, 0], [True])),

@@ -6,7 +6,7 @@ from typing import Any
 
 from ebmlib.nets.wideresnet import HEADS, PRECISIONS
 from ebmlib.papers.recovery import VARIANTS, noising
-from ebmlib.settings.value import PRESETS, Ints, Settings, value
+from ebmlib.settings.value import PRESETS, Ints, Settings, even, value
 
 # Tables 4 and 5: what the paper sets for other data sets than CIFAR-10, the first where `size` is not given.
 _AT_64 = {"size": 64, "multipliers": (1, 2, 2, 2, 4), "blocks": 2, "batch": 128, "iterations": 100_000}
@@ -39,8 +39,8 @@ class DRLToy(Settings):
     c_power: float = value(0.4, "with 1 the late steps grow too long for 2D", text=0, code=1, low=0)
     scaled: bool = value(False, "whether E = net / delta^2", text=False, code=True)
     weight_power: float = value(2.0, "of sigma_1 / sigma_{t+1}: level 0 learns slowest", text=0, code=1, low=0)
-    span: float = value(4.5, "half side of the data's box after scaling", above=0)
-    width: int = value(64, "the net", smoke=16, low=2)
+    span: float = value(4.5, "half side of the data's box after scaling", low=0.1)
+    width: int = value(64, "the net", smoke=16, low=4, check=even)
     multipliers: Ints = value((1, 1, 1), "the net")
     gain: float = value(7.0, "the net: factor on its input", above=0)
     spectral: bool = value(False, "Appendix B, for images", both=True)
@@ -72,7 +72,7 @@ class DRLImages(Settings):
     variant: str = value("code", "Eqs. 15 to 17, or the release", text="text", code="code", allowed=VARIANTS)
     objective: str = value("recovery", "Table 2 has both", both="recovery", allowed=("recovery", "dsm"))
     size: int = value(32, "Table 4", both=32, cpu=16, low=8)
-    width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4)
+    width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4, check=even)
     multipliers: Ints = value((1, 2, 2, 2), "Table 4", both=(1, 2, 2, 2), cpu=(1, 3, 6))
     blocks: int = value(5, "Table 5; README", text=5, code=8, small=1, gpu=2, low=1)
     head: str = value("time", "Table 4", text="dense", code="time", allowed=HEADS)
@@ -151,7 +151,7 @@ class DRLLongRun(Settings):
     starts: int = value(64, "chains on E_0 from test images, as many from samples", smoke=16, quick=16, cpu=32, low=4)
     marginal: int = value(4000, "trajectories of these chains", smoke=8, quick=200, low=8)
     size: int = value(32, "Table 4", both=32, small=8, low=8)
-    width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4)
+    width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4, check=even)
     multipliers: Ints = value((1, 2, 2, 2), "Table 4", both=(1, 2, 2, 2), small=(1, 2), smoke=(1,))
     blocks: int = value(5, "Table 5; README", text=5, code=8, small=1, gpu=2, low=1)
     head: str = value("time", "Table 4", text="dense", code="time", allowed=HEADS)

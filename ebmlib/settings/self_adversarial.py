@@ -49,7 +49,7 @@ class SelfAdversarialImages(Settings):
     published = TABLE_2
     K: int = value(40, "Appendix A.2", text=40, small=20, smoke=3, low=1)
     step: float = value(0.05, "Appendix A.2 and Eq. 7: a = eta / 2", text="eta = .1", above=0)
-    b: float = value(0.1, "Appendix A.2: b of the noisy chain", text=0.1, low=0)
+    b: float = value(0.1, "Appendix A.2: b of the noisy chain", text=0.1, above=0)
     size: int = value(32, "Appendix A.2", text=32, small=16, low=8)
     filters: int = value(32, "Table 2: nf", text=32, smoke=4, quick=8, cpu=16, low=1)
     multipliers: Ints = value((1, 2, 2, 2), "Table 2", text=(1, 2, 2, 2))

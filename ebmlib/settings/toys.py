@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ebmlib.papers.recovery import noising
-from ebmlib.settings.value import Ints, Settings, value
+from ebmlib.settings.value import Ints, Settings, even, value
 
 
 def two(steps: tuple[int, ...]) -> None:
@@ -40,10 +40,10 @@ class MLToy(Settings):
     K: int = value(30, "steps of a training chain", smoke=3, quick=20, low=1)
     step: float = value(0.01, "Langevin step in scaled units; the moons' std is .22", above=0)
     temperature: float = value(1.0, "of the training chains; the density judged is exp(-E / temperature)", above=0)
-    span: float = value(4.5, "half side of the data's box after scaling", above=0)
+    span: float = value(4.5, "half side of the data's box after scaling", low=0.1)
     width: int = value(128, "the net, three hidden layers", smoke=16, quick=64, low=2)
     iterations: int = value(10_000, smoke=20, quick=1100, low=1)
-    batch: int = value(256, "data, and chains of each kind", smoke=64, low=1)
+    batch: int = value(256, "data, and chains of each kind", smoke=64, low=4)
     lr: float = value(1e-3, "with a half cosine to 0", quick=3e-3, above=0)
     warmup: int = value(200, quick=50, low=0)
     ema: float = value(0.995, quick=0.98, low=0, below=1)
@@ -73,9 +73,9 @@ class PartitionToy(Settings):
     hmc_steps: Ints = value((1, 4, 16, 64), "Figure 6", text=(1, 10, 100), smoke=(1, 2), quick=(1, 4, 16), check=two)
     L: int = value(2, "section 4.2: leapfrog steps", text=2, low=1)
     samples: int = value(2000, "samples of the importance chain", smoke=50, quick=1000, low=50)
-    span: float = value(4.5, "half side of the data's box after scaling", above=0)
+    span: float = value(4.5, "half side of the data's box after scaling", low=0.1)
     b2: float = value(0.06, "step constant in training, as in `drl_toy`", text="b = .0002", code=2e-4, above=0)
-    width: int = value(48, "the learned energy's net", smoke=8, quick=32, low=2)
+    width: int = value(48, "the learned energy's net", smoke=8, quick=32, low=4, check=even)
     train_K: int = value(15, "Langevin steps per level in training", both=30, quick=10, low=1)
     iterations: int = value(1000, "of training", smoke=5, quick=600, low=1)
     batch: int = value(256, "of training", smoke=32, quick=128, low=1)
@@ -108,9 +108,9 @@ class MethodsToy(Settings):
     K: int = value(20, "Langevin steps of a chain; `ml_toy`", smoke=3, quick=10, low=2)
     drl_K: int = value(15, "steps per level; half of `drl_toy`'s, for twice the data", smoke=3, low=1)
     step: float = value(0.003, "Langevin step in scaled units, below every target's floor", above=0)
-    span: float = value(4.5, "half side of the data's box, energies; `ml_toy`, `drl_toy`", above=0)
-    flow_span: float = value(1.8, "and flows, as its targets in `self_adversarial_toy`", above=0)
-    width: int = value(128, "of every net, three hidden layers", smoke=16, quick=64, low=2)
+    span: float = value(4.5, "half side of the data's box, energies; `ml_toy`, `drl_toy`", low=0.1)
+    flow_span: float = value(1.8, "and flows, as its targets in `self_adversarial_toy`", low=0.1)
+    width: int = value(128, "of every net, three hidden layers", smoke=16, quick=64, low=4, check=even)
     gain: float = value(7.0, "factor on the coordinates, energies; `drl_toy`", above=0)
     flow_gain: float = value(8.0, "and flows; `self_adversarial_toy`", above=0)
     batch: int = value(128, "data per training iteration", smoke=32, low=2, most="capacity")

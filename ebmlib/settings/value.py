@@ -32,6 +32,12 @@ def value(
     return field(default=default, metadata=about | {"low": low, "above": above, "below": below, "allowed": allowed})
 
 
+def even(width: int) -> None:
+    """ValueError if a net with a time embedding cannot have this width."""
+    if width % 2:
+        raise ValueError(f"width = {width}: allowed is an even number, half of it sines and half cosines of the time")
+
+
 class Settings:
     """Base of a notebook's settings, a frozen dataclass; the class variables say what `run.job.start` prepares."""
 
