@@ -74,7 +74,6 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
-    "run.launch": ({"run.parallel", "run.training"}, set()),
     "metrics.features": ({"data"}, set()),
     "metrics.inception": ({"data"}, set()),
     "metrics.mixing": (set(), set()),
@@ -85,7 +84,6 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
 INSIDE = {
     "papers.flow": {"torchdiffeq"},
     "imagefiles": {"PIL"},
-    "run.launch": {"accelerate", "click", "nbformat", "papermill"},
     "metrics.images": {"torchmetrics"},
     "metrics.features": {"safetensors"},
     "metrics.inception": {"torchmetrics"},

@@ -343,7 +343,7 @@ def fit(
     A stat is a 0- or 1-d tensor, or a plain number that is summed (`History.total`); `clock` adds "cpu_seconds". With a
     `run`, a checkpoint is written every `save_every` iterations, at the end and on Ctrl-C, and one that is there is
     continued, bit-identically on the CPU: it holds `generators`, batches.rng, torch's generator and `state`, too.
-    `warmup` is linear, `cosine` decays to 0. Several processes (`run.launch`) call it alike; the first one's are kept.
+    `warmup` is linear, `cosine` decays to 0. Several processes (`parallel`) call it alike; the first one's are kept.
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`. OutOfMemory says what to lower.
     """
     if clip_norm is not None and not 0 < clip_norm < math.inf:
