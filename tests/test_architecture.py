@@ -24,7 +24,7 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
     "reservoir": ({"core"}, set()),
     "imagefiles": ({"files"}, set()),
     "samplers": ({"core", "engine"}, set()),
-    "data": ({"imagefiles"}, set()),
+    "data": ({"files", "imagefiles"}, set()),
     "partition": ({"core", "samplers"}, set()),
     "nets.blocks": (set(), set()),
     "nets.conv": (set(), set()),

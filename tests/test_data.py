@@ -779,9 +779,7 @@ def test_broken_download_leaves_nothing(home, server, monkeypatch, why):
     with pytest.raises(FileNotFoundError) as caught:
         data.images("cifar10", timeout=1.0)
     assert time.monotonic() - began < 10
-    reason = {"stall": "no data for 1 s", "absent": "404"}.get(why, "arrived damaged")
-    text = sentence(caught, "could not be downloaded")
-    assert reason in text or (why == "stall" and "timed out" in text)
+    sentence(caught, "could not be downloaded", {"stall": "timed out", "absent": "404"}.get(why, "arrived damaged"))
     assert not list((home / "cache/ebmlib").iterdir())
 
 
@@ -808,26 +806,6 @@ def test_unwritable_folder(home, server):
     with pytest.raises(FileNotFoundError) as caught:
         data.images("cifar10", root=home / "own")
     sentence(caught, "could not be downloaded", "exists")
-
-
-def test_watch_ends_what_no_socket_timeout_ends(home):
-    release = threading.Event()
-    began = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"no data for 0.3 s"):
-        data._watched(lambda: release.wait(60), home, 0.3)  # a name look-up that hangs, say
-    assert time.monotonic() - began < 20
-    release.set()
-
-
-def test_watch_lets_a_slow_download_go_on(home):
-    def trickle():
-        with open(home / "file", "wb", buffering=0) as file:
-            for _ in range(10):
-                file.write(b"x")
-                time.sleep(0.3)
-
-    data._watched(trickle, home, 2.0)  # 3 s in all, never 2 s without data
-    assert (home / "file").stat().st_size == 10
 
 
 def test_dequantized_values_fill_their_cells_evenly():

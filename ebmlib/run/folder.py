@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ebmlib.files import atomic
+from ebmlib.files import atomic, one_line
 from ebmlib.run import parallel
-from ebmlib.run.checkpoint import SUFFIX, key_hash, load, reason, save
+from ebmlib.run.checkpoint import SUFFIX, key_hash, load, save
 
 RESULT = f"result{SUFFIX}"
 Generators = Sequence[torch.Generator]
@@ -139,7 +139,7 @@ class Run(contextlib.AbstractContextManager):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _acquire(folder)
         except OSError as error:
-            raise OSError(f"cannot make the run folder {folder}: {reason(error)}") from error
+            raise OSError(f"cannot make the run folder {folder}: {one_line(error)}") from error
         if _holds_work(folder):  # another run was faster
             self.close()
         return self._lock is not None
@@ -181,7 +181,7 @@ class Run(contextlib.AbstractContextManager):
             with atomic(path) as draft:
                 draft.write_text(text)
         except OSError as error:
-            raise OSError(f"cannot write {path}: {reason(error)}") from error
+            raise OSError(f"cannot write {path}: {one_line(error)}") from error
         return path
 
     @parallel.by_the_first
@@ -296,4 +296,4 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=next(place for place in (folder, *folder.parents) if place.exists())):
             pass
     except OSError as error:
-        raise OSError(f"cannot write to the run folder {folder}: {reason(error)}") from None
+        raise OSError(f"cannot write to the run folder {folder}: {one_line(error)}") from None
