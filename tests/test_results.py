@@ -261,7 +261,7 @@ def test_a_failure_that_the_notebook_announces_is_not_one(executed, tmp_path):
 
 def test_what_is_not_there_is_named(tmp_path):
     for use in (results.read, results.load):
-        with pytest.raises(FileNotFoundError, match=r"none\.ipynb is not there"):
+        with pytest.raises(FileNotFoundError, match=r"none\.ipynb"):
             use(tmp_path / "none.ipynb")
 
 

@@ -677,10 +677,8 @@ def test_foreign_files_are_refused_in_one_line(tmp_path):
         path.write_bytes(data)
         with refused(ValueError, "is damaged or not a checkpoint of ebmlib", names=path):
             load(path)
-    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*nowhere"):
+    with refused(FileNotFoundError, names=tmp_path / "nowhere"):
         load(tmp_path / "nowhere")
-    with refused(OSError, "cannot read checkpoint"):
-        load(tmp_path)
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_set_aside(tmp_path):
@@ -690,8 +688,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_set_aside(tmp_path):
     older, newest = run.checkpoints()
     kept, newest_bytes = older.read_bytes(), newest.read_bytes()[:-100]
     newest.write_bytes(newest_bytes)
-    with pytest.warns(UserWarning, match="is damaged") as said:
-        again = train(open_run("n", KEY, tmp_path / "run", resume=True), save_every=30, keep=1)[0]
+    resumed = open_run("n", KEY, tmp_path / "run", resume=True)
+    with resumed, pytest.warns(UserWarning, match="is damaged") as said:
+        again = train(resumed, save_every=30, keep=1)[0]
     (line,) = str(said[0].message).splitlines()
     assert len(said) == 1
     assert str(newest) in line

@@ -286,8 +286,6 @@ def load(path: str | Path) -> tuple[list[Row], dict[str, Any]]:
 
 
 def _json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # covers broken JSON and broken UTF-8

@@ -42,15 +42,9 @@ def save(path: str | Path, objects: Mapping[str, Any], meta: Mapping[str, Any] |
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read (objects, meta) back, tensors on the CPU, after the SHA-256 has been compared.
 
-    FileNotFoundError or ValueError, one sentence naming the file, if it is missing, truncated, altered or foreign.
+    ValueError, one sentence naming the file, if it is truncated, altered or foreign; OSError if it cannot be read.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no checkpoint {path}") from None
-    except OSError as error:
-        raise OSError(f"cannot read checkpoint {path}: {one_line(error)}") from error
+    data = Path(path).read_bytes()
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         tensors = safetensors_torch.load(data)
