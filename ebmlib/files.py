@@ -12,20 +12,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Give a path to write to inside the block; at its end the finished file takes the place of `path`.
 
     If the block raises, or the process is killed, what was at `path` before stays. The file and its folder are synced
-    to disk. OSError as the system raises it.
+    to disk. OSError, one sentence that names `path`, if it cannot be written.
     """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    draft = Path(name)
+    path, draft = Path(path), None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        draft = Path(name)
         yield draft
         draft.chmod(0o644)  # mkstemp's file can be read by its owner alone
         sync(draft)
         os.replace(draft, path)
         sync(path.parent)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {one_line(error)}") from error
     finally:
-        draft.unlink(missing_ok=True)
+        if draft is not None:
+            draft.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

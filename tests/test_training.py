@@ -677,7 +677,7 @@ def test_foreign_files_are_refused_in_one_line(tmp_path):
         path.write_bytes(data)
         with refused(ValueError, "is damaged or not a checkpoint of ebmlib", names=path):
             load(path)
-    with refused(FileNotFoundError, names=tmp_path / "nowhere"):
+    with refused(FileNotFoundError, "cannot read checkpoint", names=tmp_path / "nowhere"):
         load(tmp_path / "nowhere")
 
 
@@ -710,8 +710,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_fragment(tmp_path, child)
     out, errors = child(tmp_path, "full").communicate()
     assert errors == ""
     third, first = out.splitlines()
-    assert third.startswith(f"cannot write checkpoint {tmp_path / 'third/step-00000021.safetensors'}: ")
-    assert first.startswith(f"cannot write checkpoint {tmp_path / 'first/deep/step-00000007.safetensors'}: ")
+    assert third.startswith(f"cannot write {tmp_path / 'third/step-00000021.safetensors'}: ")
+    assert first.startswith(f"cannot write {tmp_path / 'first/deep/step-00000007.safetensors'}: ")
     kept = [".lock", "log.csv", "run.json", "step-00000007.safetensors", "step-00000014.safetensors"]
     left = [path for path in folders(tmp_path) if "tensorboard" not in path]
     empty = ["first", "first/deep", "first/deep/.lock", "first/deep/run.json"]  # the next run begins here
@@ -962,6 +962,8 @@ def test_batches_that_end_are_gone_through_again_and_named_where_they_end_for_go
         (lambda net, x: net(x).mean(), "got Tensor"),
         (lambda net, x: None, "got NoneType"),
         (lambda net, x: (net(x).mean(), 3.0), "got Tensor, float"),
+        (lambda net, x: (net(x).mean(0).expand(2), {}), r"got a loss of shape \(2,\) with a gradient"),
+        (lambda net, x: (net(x).mean().detach(), {}), r"got a loss of shape \(\) with no gradient"),
     ],
 )
 def test_a_step_that_gives_no_loss_is_refused_in_one_sentence(step, got):

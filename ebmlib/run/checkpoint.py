@@ -31,11 +31,11 @@ def save(path: str | Path, objects: Mapping[str, Any], meta: Mapping[str, Any] |
     tensors: dict[str, Tensor] = {}
     body = json.dumps({"format": FORMAT, "meta": dict(meta or {}), "objects": _pack(objects, tensors, "")})
     header = {"ebmlib": body, "sha256": digest(tensors, body)}
-    try:
-        with atomic(path) as draft:
+    with atomic(path) as draft:
+        try:
             safetensors_torch.save_file(tensors, draft, metadata=header)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write checkpoint {path}: {one_line(error)}") from error
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(one_line(error)) from error
     return path
 
 
@@ -44,7 +44,10 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     ValueError, one sentence naming the file, if it is truncated, altered or foreign; OSError if it cannot be read.
     """
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise type(error)(f"cannot read checkpoint {path}: {one_line(error)}") from None
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         tensors = safetensors_torch.load(data)

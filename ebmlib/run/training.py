@@ -267,11 +267,14 @@ def _terms(optimizer: Any, batches: Any) -> dict[str, Any]:
 
 
 def _loss(given: Any) -> tuple[Tensor, Stats]:
-    """What a step returned; ValueError unless it is (loss, stats)."""
+    """What a step returned; ValueError unless it is (loss, stats) with one number that has a gradient."""
     match given:
-        case Tensor(), Mapping():
+        case Tensor() as loss, Mapping() if loss.numel() == 1 and loss.requires_grad:
             return given
-    got = ", ".join(type(part).__name__ for part in (given if isinstance(given, tuple) else [given]))
+        case Tensor() as loss, Mapping():
+            got = f"a loss of shape {tuple(loss.shape)} with {'a' if loss.requires_grad else 'no'} gradient"
+        case _:
+            got = ", ".join(type(part).__name__ for part in (given if isinstance(given, tuple) else [given]))
     raise ValueError(f"step must return (loss, stats): one number with a gradient, and a mapping; got {got}")
 
 
