@@ -59,7 +59,7 @@ def ula(step: Scalar, K: int) -> list[Pair]:
 
 
 def decoupled(step: Scalar, noise: Scalar, K: int) -> list[Pair]:
-    """Step and noise chosen apart, as most image recipes do: K pairs (step, noise)."""
+    """Step and noise chosen apart, as most image recipes do: K pairs (step, noise). Without noise it is descent."""
     _need(step=step, noise=noise, K=K)
     return [(step, noise)] * K
 
@@ -68,19 +68,6 @@ def decayed(step: Scalar, noise: float, K: int) -> list[Pair]:
     """Noise that falls linearly from `noise` at the first step to 0 at the last (CF-EBM, released code)."""
     _need(step=step, noise=noise, K=K)
     return [(step, noise * (1 - k / max(K - 1, 1))) for k in range(K)]
-
-
-def annealed(steps: Sequence[float], noises: Sequence[float], K: int) -> list[Pair]:
-    """K pairs (a, b) at each level, level after level."""
-    _need(K=K)
-    if len(steps) != len(noises):
-        raise ValueError(f"annealed needs one noise a step size; got {len(steps)} steps and {len(noises)} noises")
-    return [pair for pair in zip(steps, noises) for _ in range(K)]
-
-
-def descent(step: Scalar, K: int) -> list[Pair]:
-    """Gradient descent on the energy: K pairs (step, 0)."""
-    return decoupled(step, 0.0, K)
 
 
 def check_floor(schedule: Sequence[Pair], narrowest: float) -> None:
@@ -192,8 +179,7 @@ def langevin(
     n = len(schedule)
     kept = n if differentiable is True else int(differentiable)
     if not 0 <= kept <= n:
-        has = f"the schedule has {n}"
-        raise ValueError(f"differentiable = {kept} steps; {has}")
+        raise ValueError(f"differentiable = {kept} steps; the schedule has {n}")
     x, seen = _start(energy, x), None
     for k, (a, b) in enumerate(schedule):
         graph = k >= n - kept

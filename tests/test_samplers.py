@@ -37,14 +37,10 @@ def assert_gaussian(x: torch.Tensor, mean: float, variance: float) -> None:
 def test_schedules_are_the_pairs_they_name():
     assert samplers.ula(0.02, 3) == [(0.02, 0.2)] * 3
     assert samplers.decoupled(10.0, 0.005, 2) == [(10.0, 0.005)] * 2
-    assert samplers.descent(0.5, 2) == [(0.5, 0.0)] * 2
     decayed = samplers.decayed(1.0, 0.015, 4)
     assert [a for a, _ in decayed] == [1.0] * 4
     np.testing.assert_allclose([b for _, b in decayed], [0.015, 0.010, 0.005, 0.0], atol=1e-17)
     assert samplers.decayed(1.0, 0.015, 1) == [(1.0, 0.015)]
-    assert samplers.annealed([1.0, 2.0], [3.0, 4.0], 2) == [(1.0, 3.0), (1.0, 3.0), (2.0, 4.0), (2.0, 4.0)]
-    with pytest.raises(ValueError, match="got 2 steps and 1 noises"):
-        samplers.annealed([1.0, 2.0], [3.0], 2)
 
 
 def test_temperature_of_the_published_recipes():
@@ -89,10 +85,10 @@ SCHEDULES = {
     "one step": samplers.ula(0.147, 1),
     "seven steps": samplers.ula(0.147, 7),
     "decayed": samplers.decayed(0.2, 0.5, 6),
-    "annealed": samplers.annealed([0.4, 0.1], [0.6, 0.05], 3),
+    "two levels": [(0.4, 0.6)] * 3 + [(0.1, 0.05)] * 3,
     "noise first": [(0.0, 0.3), (0.2, 0.3), (0.2, 0.0)],
     "noise alone": [(0.0, 0.7)] * 2,
-    "descent": samplers.descent(0.3, 5),
+    "descent": samplers.decoupled(0.3, 0.0, 5),
 }
 
 
@@ -106,7 +102,7 @@ def test_every_schedule_moves_mean_and_variance_exactly(name, device, dtype, rng
 
 def test_descent_is_exact(device, dtype):
     x = torch.tensor([[1.0, -2.0], [0.5, 4.0]], device=device, dtype=dtype)
-    out, info = langevin(gaussian(2.0), x, samplers.descent(0.5, 3))
+    out, info = langevin(gaussian(2.0), x, samplers.decoupled(0.5, 0.0, 3))
     torch.testing.assert_close(out, (1 - 0.5 / 4) ** 3 * x)
     last = (1 - 0.5 / 4) ** 2 * x  # where the last gradient was taken
     torch.testing.assert_close(info.energy, (last**2).sum(1) / 8)
@@ -304,7 +300,7 @@ def test_no_leapfrog_step_and_more_differentiable_ones_than_there_are_are_refuse
         (lambda x: samplers.decoupled(0.1, math.nan, 3), "noise = nan"),
         (lambda x: samplers.decayed(0.1, 0.1, -1), "K = -1"),
         (lambda x: langevin(quartic, x, [(0.1, 0.1), (math.inf, 0.0)]), "a = inf"),
-        (lambda x: langevin(quartic, x, samplers.descent(0.1, 3), clip=-1), "clip = -1"),
+        (lambda x: langevin(quartic, x, samplers.decoupled(0.1, 0.0, 3), clip=-1), "clip = -1"),
         (lambda x: langevin_step(quartic, x, 0.1, -0.1), "b = -0.1"),
         (lambda x: langevin_step(quartic, x, 0.1, 0.1, clip=0), "clip = 0"),
         (lambda x: samplers.mala(quartic, x, math.nan, 3), "step = nan"),
