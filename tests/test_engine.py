@@ -253,11 +253,6 @@ def test_no_chain_asks_its_device_for_a_number(name, kernel):
             CHAINS[kernel](energy, x, rng=torch.Generator().manual_seed(0))
 
 
-def test_the_guard_above_sees_a_number_that_is_taken_out():
-    with NoSync(), pytest.raises(AssertionError, match="_local_scalar_dense waits for the device"):
-        langevin(lambda x: x.square().sum(1) * float(x.max() > -9), torch.zeros(4, 2), ula(0.01, 2))
-
-
 def test_energies_of_one_line_that_close_over_others_are_told_apart():
     wrap = lambda energy: recovery.conditional(energy, torch.zeros(3, 2), 1.0)
     net, density = MLP(width=8, depth=1), densities.by_name("9-gaussians").energy
