@@ -39,6 +39,10 @@ class Noising(NamedTuple):
         """Number of levels."""
         return len(self.scale)
 
+    def to(self, device: torch.device | str) -> "Noising":
+        """The same tables on another device."""
+        return Noising(*(table.to(device) for table in self))
+
     def noise_to(self, x: Tensor, t: Tensor, rng: Rng = None) -> Tensor:
         """Draw x_t ~ N(cum_a_t x, cum_sigma_t^2 I); x is (B, *S), t is (B,) in 0..T."""
         return expand(self.cum_a[t], x) * x + expand(self.cum_sigma[t], x) * noise_like(x, rng)
