@@ -70,6 +70,12 @@ def decayed(step: Scalar, noise: float, K: int) -> list[Pair]:
     return [(step, noise * (1 - k / max(K - 1, 1))) for k in range(K)]
 
 
+def annealed(steps: Sequence[float], noises: Sequence[float], K: int) -> list[Pair]:
+    """K pairs (a, b) at each level, level after level; as many steps as noises."""
+    _need(K=K)
+    return [pair for pair in zip(steps, noises, strict=True) for _ in range(K)]
+
+
 def check_floor(schedule: Sequence[Pair], narrowest: float) -> None:
     """Warn where chains of this schedule cannot learn a density that has the width `narrowest` somewhere.
 

@@ -41,6 +41,7 @@ def test_schedules_are_the_pairs_they_name():
     assert [a for a, _ in decayed] == [1.0] * 4
     np.testing.assert_allclose([b for _, b in decayed], [0.015, 0.010, 0.005, 0.0], atol=1e-17)
     assert samplers.decayed(1.0, 0.015, 1) == [(1.0, 0.015)]
+    assert samplers.annealed([1.0, 2.0], [3.0, 4.0], 2) == [(1.0, 3.0), (1.0, 3.0), (2.0, 4.0), (2.0, 4.0)]
 
 
 def test_temperature_of_the_published_recipes():
@@ -85,7 +86,7 @@ SCHEDULES = {
     "one step": samplers.ula(0.147, 1),
     "seven steps": samplers.ula(0.147, 7),
     "decayed": samplers.decayed(0.2, 0.5, 6),
-    "two levels": [(0.4, 0.6)] * 3 + [(0.1, 0.05)] * 3,
+    "annealed": samplers.annealed([0.4, 0.1], [0.6, 0.05], 3),
     "noise first": [(0.0, 0.3), (0.2, 0.3), (0.2, 0.0)],
     "noise alone": [(0.0, 0.7)] * 2,
     "descent": samplers.decoupled(0.3, 0.0, 5),
