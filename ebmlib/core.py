@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 Energy = Callable[[Tensor], Tensor]
 Rng = torch.Generator | None  # None: the global generator
 LOG_2PI = math.log(2 * math.pi)
-trained: set[nn.Module] = set()  # the `norms` of the nets that `fit` trains now
+in_training: set[nn.Module] = set()  # BatchNorm layers that `fit` trains now: chains see them in evaluation mode
 
 
 def flat_sum(x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def _nets(part: Any, depth: int = 4) -> Iterator[nn.Module]:
 def norms(net: nn.Module | Energy) -> set[nn.Module]:
     """The layers of a net, or of an energy's nets, that now mix the samples of a batch: BatchNorm in train mode."""
     found = {m for m in _nets(net) if isinstance(m, _BatchNorm)}
-    return {m for m in found if m.training or m.running_mean is None or m in trained}
+    return {m for m in found if m.training or m.running_mean is None or m in in_training}
 
 
 def uncoupled(energy: Energy) -> None:

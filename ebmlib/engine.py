@@ -100,10 +100,16 @@ def _functions(backend: Any, mode: str) -> tuple[Callable, Callable]:
 
 
 def _compiled(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Energy and gradient in one graph, the fastest; else the energy compiled and autograd; else by autograd alone."""
+    """Energy and gradient in one graph, the fastest; else the energy compiled and autograd; else by autograd alone.
+
+    The first call is plain: it refuses an energy without a gradient in x, where a compiled one gives zeros.
+    """
     whole, value = _functions(backend, _mode)
     key = backend, _mode, _key(energy)
-    failed = _failed.get(key, 0)
+    if key not in _failed:
+        pair, _failed[key] = by_autograd(energy, x), 0
+        return pair
+    failed = _failed[key]
     try:
         if failed == 0:  # nets with normalized weights or mixed layouts may refuse
             with torch.no_grad():

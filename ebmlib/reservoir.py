@@ -23,14 +23,10 @@ class Reservoir:
         self, noise: Starts, rng: Rng = None, *,
         capacity: int = 10_000, restart: float = 1e-3, stored: str = "float32", low: float = 0.0, high: float = 1.0,
     ):  # fmt: skip
-        if not isinstance(capacity, int) or capacity < 1:
-            raise ValueError(f"a reservoir's capacity must be a whole number of at least 1, not {capacity!r}")
         if not 0 <= restart <= 1:
             raise ValueError(f"a reservoir's restart is a share from 0 to 1, not {restart!r}")
         if stored not in STORED:
             raise ValueError(f"stored = {stored!r}: allowed are {', '.join(map(repr, STORED))}")
-        if not low < high:
-            raise ValueError(f"a reservoir's range must have low < high, not low = {low!r} and high = {high!r}")
         self.noise, self.restart, self.stored, self.low, self.high = noise, restart, stored, low, high
         fresh = noise(capacity, rng)
         self.dtype, self.x = fresh.dtype, self._packed(fresh)  # x is (capacity, *S)

@@ -59,7 +59,7 @@ def ula(step: Scalar, K: int) -> list[Pair]:
 
 
 def decoupled(step: Scalar, noise: Scalar, K: int) -> list[Pair]:
-    """Step and noise chosen apart, as most image recipes do: K pairs (step, noise)."""
+    """Step and noise chosen apart, as most image recipes do: K pairs (step, noise). Without noise it is descent."""
     _need(step=step, noise=noise, K=K)
     return [(step, noise)] * K
 
@@ -71,16 +71,9 @@ def decayed(step: Scalar, noise: float, K: int) -> list[Pair]:
 
 
 def annealed(steps: Sequence[float], noises: Sequence[float], K: int) -> list[Pair]:
-    """K pairs (a, b) at each level, level after level."""
+    """K pairs (a, b) at each level, level after level; as many steps as noises."""
     _need(K=K)
-    if len(steps) != len(noises):
-        raise ValueError(f"annealed needs one noise a step size; got {len(steps)} steps and {len(noises)} noises")
-    return [pair for pair in zip(steps, noises) for _ in range(K)]
-
-
-def descent(step: Scalar, K: int) -> list[Pair]:
-    """Gradient descent on the energy: K pairs (step, 0)."""
-    return decoupled(step, 0.0, K)
+    return [pair for pair in zip(steps, noises, strict=True) for _ in range(K)]
 
 
 def check_floor(schedule: Sequence[Pair], narrowest: float) -> None:
@@ -192,8 +185,7 @@ def langevin(
     n = len(schedule)
     kept = n if differentiable is True else int(differentiable)
     if not 0 <= kept <= n:
-        has = f"the schedule has {n}"
-        raise ValueError(f"differentiable = {kept} steps; {has}")
+        raise ValueError(f"differentiable = {kept} steps; the schedule has {n}")
     x, seen = _start(energy, x), None
     for k, (a, b) in enumerate(schedule):
         graph = k >= n - kept

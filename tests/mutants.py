@@ -61,7 +61,7 @@ TABLES = [
         ("clip is one-sided", "seen[1].clamp(-clip, clip)", "seen[1].clamp(max=clip)"),
         ("decayed noise ends above 0", "k / max(K - 1, 1)", "k / K"),
         ("project is forgotten", "x = x if project is None else project(x)", "x = x"),
-        ("annealed goes round the levels", "for pair in zip(steps, noises) for _ in range(K)",
+        ("annealed goes round the levels", "for pair in zip(steps, noises, strict=True) for _ in range(K)",
          "for _ in range(K) for pair in zip(steps, noises)"),
         ("a differentiable step is detached", "return x if graph else x.detach()", "return x.detach()"),
         ("MALA without its reverse term", "+ forward - backward", "+ forward"),

@@ -194,8 +194,3 @@ def test_importance_weights_average_to_the_marginal(linear, device, rng):
     posterior = torch.distributions.Normal(exact.loc, exact.covariance_matrix[..., 0].sqrt())
     gap = torch.distributions.kl_divergence(torch.distributions.Normal(q.mean, q.log_std.exp()), posterior)
     assert_mean(log_w, one.marginal().log_prob(x)[0] - gap.sum(), se=0.01)  # n = 1 is the ELBO
-
-
-def test_iwae_refuses_no_draws(linear, device):
-    with pytest.raises(ValueError, match=r"at least one draw of the posterior; got n = 0"):
-        latent.iwae(linear.posterior, linear.decode, torch.zeros(2, 2, device=device), 0)

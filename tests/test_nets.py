@@ -1,7 +1,6 @@
 """The energy nets: one number a sample, no coupling in a batch, the paper's layers, spectral norm without traces."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from ebmlib.core import energy_and_grad
-from ebmlib.nets.blocks import ResBlock, TimeEmbedding, channels_last, parameter_count, sinusoidal
+from ebmlib.nets.blocks import ResBlock, TimeEmbedding, parameter_count, sinusoidal
 from ebmlib.nets.conv import ConvNet
 from ebmlib.nets.growing import GrowingNet
 from ebmlib.nets.mlp import MLP, TimeMLP
@@ -119,9 +118,6 @@ def test_convnet_is_the_self_adversarial_papers_table(name):
     net = ConvNet(*given)
     assert [(layer.kernel_size[0], layer.stride[0], layer.out_channels) for layer in net.body] == layers
     assert net.head.in_features == flat
-    widths = [given[0], *(outer for *_, outer in layers)]
-    weights = sum(k**2 * i * o + o for (k, *_), (i, o) in zip(layers, pairwise(widths)))
-    assert parameter_count(net) == weights + flat + 1
 
 
 def test_convnet_is_its_layers(device, dtype, rng):
@@ -170,17 +166,13 @@ def reference_block(block: ResBlock, x: torch.Tensor, temb: torch.Tensor, layer,
     return h + (x if straight else layer(x, block.shortcut.weight, block.shortcut.bias))
 
 
-@pytest.mark.parametrize("how", ["gain", "steep"])
-def test_units_of_the_first_layer_turn_all_over_the_box(how, device):
-    """A unit is 0 at a uniform point of the box: |b| <= factor box |w|_1, of variance (factor box)^2 |w|^2 / 3."""
+def test_units_of_the_first_layer_turn_all_over_the_box(device):
+    """A unit is 0 at a uniform point of the box: |b| <= box |w|_1, of variance box^2 |w|^2 / 3."""
     torch.manual_seed(4)
-    box, factor, shape = 2.5, 3.0, {"width": 20_000, "depth": 1}
-    net = MLP(gain=factor, box=box, **shape) if how == "gain" else MLP.spread(box, factor, **shape)
-    layer = net.to(device).layers[0]
-    weight, bias = factor * layer.weight.detach().double(), layer.bias.detach().double()
-    if how == "steep":  # the factor is in the weights themselves
-        weight = weight / factor
-        assert_mean(weight.flatten() ** 2, factor**2 / 6, se=0.01)  # PyTorch's are uniform, of variance 1 / (3 dim)
+    box, factor = 2.5, 3.0
+    layer = MLP.spread(box, factor, width=20_000, depth=1).to(device).layers[0]
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    assert_mean(weight.flatten() ** 2, factor**2 / 6, se=0.01)  # PyTorch's are uniform, of variance 1 / (3 dim)
     assert (bias.abs() <= box * weight.abs().sum(1) * (1 + 1e-6)).all()
     ratio = bias.square() / (box**2 * weight.square().sum(1) / 3)
     assert_mean(ratio, 1.0, se=0.01)
@@ -222,14 +214,6 @@ def test_the_paper_s_net_has_the_paper_s_widths():
         net = TimeWideResNet(spectral=False)  # the power iteration needs real numbers
     assert [len(stage) for stage in net.stages] == [5] * 4
     assert [stage[-1].second.weight.shape[0] for stage in net.stages] == [128, 256, 256, 256]
-    count = lambda i, o, k=3: i * o * k * k + o
-    blocks = 0
-    for inner, outer in [(128, 128), (128, 256), (256, 256), (256, 256)]:
-        same = 2 * count(outer, outer) + (512 * outer + outer) + outer
-        blocks += 5 * same - count(outer, outer) + count(inner, outer)
-        blocks += count(inner, outer, 1) if inner != outer else 0
-    ends = count(3, 128) + (128 * 512 + 512) + (512 * 512 + 512) + (512 * 256 + 256)
-    assert parameter_count(net) == blocks + ends
 
 
 # -- the growing net of CF-EBM --
@@ -363,17 +347,6 @@ def test_the_largest_singular_value_is_one(name, count, device):
 
 
 # -- layouts, precision, bad input --
-
-
-def test_channels_last_changes_the_layout_only(device, dtype, rng):
-    net = build("resnet", device, dtype)
-    x, t = inputs("resnet", 4, device, dtype, rng)
-    value, grad = energy_and_grad(net.at(t), x)
-    assert channels_last(net) is net
-    assert net.stages[0][0].first.parametrizations.weight.original.is_contiguous(memory_format=torch.channels_last)
-    other, other_grad = energy_and_grad(net.at(t), x.contiguous(memory_format=torch.channels_last))
-    assert_same(other, value)
-    assert_same(other_grad, grad)
 
 
 def test_bfloat16_is_the_same_net_with_fewer_digits(device, rng):

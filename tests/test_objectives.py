@@ -80,28 +80,11 @@ def test_kl_gradient_comes_through_the_sample_only(device, rng):
     torch.testing.assert_close(energy.w.grad, (-a * w * x0 * end).sum(1).mean())
 
 
-def test_contrastive_and_kl_gradients_add(device, rng):
-    """One loss as the chapter writes it: energies apart, then the sample's own way to the weights."""
-    w, a = 0.8, 0.3
-    energy = Parabola(w, device)
-    pos, x0 = (torch.randn(50, 3, generator=rng(k), device=device, dtype=torch.float64) for k in (5, 6))
-    x, _ = langevin_step(energy, x0, a, 0.0, differentiable=True)
-    loss, _ = contrastive(energy(pos), energy(x.detach()))
-    (loss + kl_opt(energy, x)).backward()
-    end = (1 - a * w) * x0
-    cd = 0.5 * ((pos**2).sum(1).mean() - (end**2).sum(1).mean())
-    torch.testing.assert_close(energy.w.grad, cd - a * w * (x0 * end).sum(1).mean())
-
-
-def test_kl_leaves_the_net_as_it_was(device, rng):
+def test_kl_leaves_the_vectors_of_spectral_norm_as_they_were(device, rng):
     net = MLP(width=8, depth=1, spectral=True).to(device).train()
-    x0 = torch.randn(5, 2, generator=rng(7), device=device)
-    x, _ = langevin_step(net, x0, 0.1, 0.1, rng=rng(8), differentiable=True)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    kl_opt(net, x)
+    kl_opt(net, torch.randn(5, 2, generator=rng(7), device=device, requires_grad=True))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    assert all(module.training for module in net.modules())
-    assert all(p.requires_grad for p in net.parameters())
 
 
 X = torch.zeros(4, 2)
@@ -220,7 +203,8 @@ def test_denoising_gradient_is_the_formula(several, weighted, device, rng):
     x = 1.4 * torch.randn(11, 3, generator=rng(15), device=device, dtype=torch.float64)
     level = 0.2 + torch.rand(11, generator=rng(16), device=device, dtype=torch.float64) if several else 0.6
     weight = torch.rand(11, generator=rng(17), device=device, dtype=torch.float64) if weighted else 1.0
-    loss = denoising_score_matching(energy, x, level, rng(18), weight=weight)
+    of_images = lambda x: energy(x.flatten(1))
+    loss = denoising_score_matching(of_images, x.reshape(11, 1, 3, 1), level, rng(18), weight=weight)
     loss.backward()
     value, slope = dsm_terms(0.7, x, level[:, None] if several else level, rng(18))
     torch.testing.assert_close(loss.detach(), (weight * value).mean())
@@ -259,12 +243,3 @@ def test_denoising_is_least_at_the_blurred_law(device, rng):
     noisy = (x + sigma * n).requires_grad_(True)
     (score,) = torch.autograd.grad(laws[1].log_prob(noisy).sum(), noisy)
     assert_mean(0.5 * ((-sigma * score - n) ** 2 - (1 - (sigma * score) ** 2)).sum(1), 0.0, se=0.02)
-
-
-def test_denoising_passes_any_shape(device, rng):
-    x = torch.randn(6, 1, 2, 2, generator=rng(23), device=device, dtype=torch.float64)
-    square = lambda y: 0.5 * (y**2).flatten(1).sum(1)
-    level = torch.linspace(0.1, 0.6, 6, device=device, dtype=torch.float64)
-    ours = denoising_score_matching(square, x, level, rng(24))
-    flat = denoising_score_matching(square, x.flatten(1), level, rng(24))
-    torch.testing.assert_close(ours, flat)

@@ -39,18 +39,11 @@ def test_the_grid_is_the_midpoints_with_x_fast(device):
     assert points[:4, 0].tolist() == [-0.75, -0.25, 0.25, 0.75]
     assert points[:4, 1].tolist() == [-0.75] * 4
     assert points[::4, 1].tolist() == [-0.75, -0.25, 0.25, 0.75]
-    values = on_grid(lambda x: 10 * x[:, 1] + x[:, 0], 1.0, 4, device=device)
-    assert values[2, 0] == 10 * 0.25 - 0.75  # rows are y
+    sizes, plane = [], lambda x: sizes.append(len(x)) or 10 * x[:, 1] + x[:, 0]
+    values = on_grid(plane, 1.0, 220, device=device)
+    torch.testing.assert_close(values, plane(grid(1.0, 220, device)).double().reshape(220, 220))  # rows are y
+    assert sizes == [40_000, 8400, 48_400], "in chunks"
     assert values.dtype == torch.float64
-
-
-def test_chunks_do_not_change_the_values(device):
-    seen = []
-    energy = lambda x: seen.append(len(x)) or (x**2).sum(1)
-    small = on_grid(energy, 2.0, 30, chunk=77, device=device)
-    assert max(seen) == 77
-    assert sum(seen) == 900
-    assert torch.equal(small, on_grid(energy, 2.0, 30, device=device))
 
 
 @pytest.mark.parametrize("name", ["25-gaussians", "9-gaussians", "swiss-roll", "checkerboard"])
@@ -223,7 +216,6 @@ def test_without_levels_it_is_importance_sampling(dtype, rng):
     after, info = ais([first, last], x, [])
     torch.testing.assert_close(info.log_w, (first(x) - last(x)).double())
     assert torch.equal(after, x)
-    assert len(info.acceptance) == 0
 
 
 def test_the_last_samples_with_their_weights_follow_the_last_density(dtype, rng):
@@ -436,9 +428,7 @@ BAD = {
     "betas": (lambda: geometric(len, len, [0, 0.5]), "betas must rise from 0 to 1"),
     "falling betas": (lambda: geometric(len, len, [0, 0.6, 0.5, 1]), r"betas must rise .* got \[0.0, 0.6, 0.5, 1.0\]"),
     "kernels": (lambda: ais([len] * 4, torch.ones(2, 2), [len]), "each of the 2 energies between; got 1"),
-    "delta": (lambda: lower_bound(torch.ones(3), 1.0), "delta must lie between 0 and 1; got 1.0"),
     "nodes": (lambda: from_grid(torch.zeros(3, 3), 2.0, torch.zeros(1, 2)), r"n >= 4; got \(3, 3\)"),
-    "a cell": (lambda: bits_per_dim(torch.zeros(1), 1, 0), "a positive width of the cells; got 0"),
 }
 
 

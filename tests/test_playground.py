@@ -76,7 +76,7 @@ def table_energy(spec):
 
 NETS = {
     "2x32": (rough_mlp(width=32, depth=2), {"factor": 0.7, "temperature": 0.4}),
-    "3x24": (rough_mlp(width=24, depth=3, gain=3.0, box=2.0), {}),
+    "3x24": (rough_mlp(width=24, depth=3, gain=3.0), {}),
     "spectral": (MLP(width=17, depth=1, spectral=True), {"factor": 2.0}),
 }
 TABLE = table_spec(ripple, 2.5)

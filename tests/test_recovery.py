@@ -242,15 +242,6 @@ def test_no_steps_is_the_normal_approximation(device, rng):
     torch.testing.assert_close(quiet, 0.5 * loud)
 
 
-def test_levels_divide_the_net_by_their_scale(device):
-    tables = noising(6, device=device)
-    t = torch.tensor([0, 3, 5], device=device)
-    y = torch.tensor([[1.0], [2.0], [3.0]], device=device)
-    energy = levels(lambda t: lambda y: (t + 1) * y[:, 0], tables)(t)(y)
-    expected = [(k + 1) * v / DRL_T6_DELTA[k] ** 2 for k, v in ((0, 1), (3, 2), (5, 3))]
-    np.testing.assert_allclose(energy.cpu(), expected, rtol=0.02)
-
-
 def gaussian_at_level(tables, mean: float, variance: float):
     """The exact energies of y_t for Gaussian data, passed through `levels` as a net times its scale."""
     exact = drl_gaussian_energies(tables, mean, variance)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ebmlib.core import Energy, Rng
 from ebmlib.samplers import Pair
@@ -37,8 +38,6 @@ def fade(shown: float, images: int) -> float:
 
     Algorithm 1 prints max(1, 2 N / n), which would be 1 or more at once.
     """
-    if images < 1 or shown < 0:
-        raise ValueError(f"a fade needs images >= 1 and shown >= 0; got images = {images}, shown = {shown}")
     return min(1.0, 2 * shown / images)
 
 
@@ -53,9 +52,7 @@ def pool(x: Tensor) -> Tensor:
 
 def upsample(x: Tensor) -> Tensor:
     """Repeat every pixel along every spatial dimension, (B, C, h, w) to (B, C, 2h, 2w): pool(upsample(x)) = x."""
-    for d in range(2, x.ndim):
-        x = x.repeat_interleave(2, d)
-    return x
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def pyramid(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
@@ -83,8 +80,6 @@ def mix(coarse: Tensor, beta: float, rng: Rng = None, how: str = "linear") -> Te
     """
     if how not in MIXES:
         raise ValueError(f"how = {how!r}: allowed are {', '.join(map(repr, MIXES))}")
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta = {beta!r}: it lies from 0 to 1")
     up = upsample(coarse)
     weight = 1 - beta if how == "linear" else (1 - beta**2) ** 0.5
     return weight * up + beta * uniform(up.shape, rng, up.device).to(up)
@@ -120,9 +115,7 @@ def climb(energies: Sequence[Energy], x: Tensor, steps: Sequence[int], chain: Ch
     x is the coarsest start (B, C, h, w), each stage doubles its sides. `chain(energy, x, K)` runs K steps and does what
     else they need: a net in evaluation mode, counting the work. Source: Appendix A.8 and ablation (e).
     """
-    if len(energies) != len(steps) or not energies:
-        raise ValueError(f"climb needs one K an energy; got {len(energies)} energies and {len(steps)} numbers of steps")
-    for s, (energy, K) in enumerate(zip(energies, steps)):
+    for s, (energy, K) in enumerate(zip(energies, steps, strict=True)):
         x = chain(energy, upsample(x) if s else x, K)
     return x
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ebmlib.core import Energy, energy_and_grad, flat_sum, gaussian_energy
-from ebmlib.samplers import descent, langevin
+from ebmlib.samplers import decoupled, langevin
 
 # (B, *S) -> (grad E, Laplacian of E) of shapes (B, *S) and (B,); differentiable in the weights and in x.
 GradLaplacian = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -124,7 +124,7 @@ def euler(energy: Energy, x: Tensor, step: float, K: int) -> tuple[Tensor, Tenso
     Where every step is invertible, log p(x_K) = log p_0(x) minus it. Not differentiable.
     """
     path = [x]
-    end, _ = langevin(energy, x, descent(step, K), callback=lambda k, y: path.append(y))
+    end, _ = langevin(energy, x, decoupled(step, 0.0, K), callback=lambda k, y: path.append(y))
     eye = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
     jacobians = (eye - step * hessian(energy, y) for y in path[:-1])
     return end, sum(torch.linalg.slogdet(jacobian).logabsdet for jacobian in jacobians)

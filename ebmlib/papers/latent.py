@@ -98,8 +98,6 @@ def iwae(encode: Decoder, decode: Decoder, x: Tensor, n: int, rng: Rng = None, b
 
     At most `block` draws are decoded at once. Source: Burda et al. (2016), Eq. 8; VAEBM, section 5.4.
     """
-    if n < 1:
-        raise ValueError(f"iwae needs at least one draw of the posterior; got n = {n}")
     total = torch.full(x.shape[:1], -math.inf, dtype=x.dtype, device=x.device)
     at_once = max(1, min(n, block // max(len(x), 1)))
     for done in range(0, n, at_once):

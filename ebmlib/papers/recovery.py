@@ -330,8 +330,6 @@ def interpolate(
 
 def path_length(path: Tensor) -> Tensor:
     """Length of the way along path (n, B, *S), step by step, over the distance of its ends: (B,), 1 for a line."""
-    if len(path) < 2:
-        raise ValueError(f"a path needs two points at least; got {len(path)}")
     flat = path.flatten(2)
     steps = torch.linalg.vector_norm(flat.diff(dim=0), dim=2)
     return steps.sum(0) / torch.linalg.vector_norm(flat[-1] - flat[0], dim=1)

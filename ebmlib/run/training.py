@@ -136,12 +136,12 @@ class _Training(contextlib.AbstractContextManager):
         self.generators = [*generators, *([] if rng is None or any(rng is other for other in generators) else [rng])]
         self.board, self.good = Board(0), None  # the last good checkpoint
         self.terms = _terms(optimizer, batches)
-        self.norms = set().union(*map(core.norms, self.nets.values())) - core.trained
-        core.trained |= self.norms  # in no energy, which chains run in evaluation mode
+        self.norms = set().union(*map(core.norms, self.nets.values())) - core.in_training
+        core.in_training |= self.norms  # in no energy, which chains run in evaluation mode
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         self.board.close()
-        core.trained -= self.norms
+        core.in_training -= self.norms
         if kind is not None and self.run is not None:
             self.run.close()  # the same process may resume it
 

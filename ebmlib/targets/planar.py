@@ -29,8 +29,6 @@ class Density:
 
     def sample(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """n independent exact samples, (n, 2) float32 on the generator's device (the CPU if None)."""
-        if not isinstance(n, int) or n < 1:
-            raise ValueError(f"the number of samples must be an integer of at least 1, not {n!r}")
         return self._draw(n, rng, torch.device("cpu") if rng is None else rng.device)
 
     def log_prob(self, x: Tensor) -> Tensor:
