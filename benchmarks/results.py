@@ -27,14 +27,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from export import bundle
+
 from ebmlib.page import results
 from ebmlib.run import checkpoint
 from ebmlib.settings import resolve
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from export import bundle
-
 from book import dependencies, runner
 from book.project import Project
 
