@@ -2,19 +2,19 @@
 
 import sys
 
+import against_ebmkit
 import pytest
 import torch
-from cells import script
 
 from ebmlib.page import results
 from ebmlib.run import training
 
 
-@pytest.fixture(scope="module")
-def against():
-    module = script("against_ebmkit")
-    module.SAMPLES, module.STEPS_AT_TEST = 1000, 20
-    return module
+@pytest.fixture
+def against(monkeypatch):
+    monkeypatch.setattr(against_ebmkit, "SAMPLES", 1000)
+    monkeypatch.setattr(against_ebmkit, "STEPS_AT_TEST", 20)
+    return against_ebmkit
 
 
 WHAT = ("seconds of training", "MMD^2", "held-out log-likelihood", "KL to the truth")
