@@ -6,19 +6,21 @@ torchvision holds the addresses and hashes of its sets. data/README.md says wher
 
 import contextlib
 import difflib
+import hashlib
+import json
 import os
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+import socket
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ebmlib import imagefiles
+from ebmlib.files import atomic, one_line
 
 CHECKOUT = Path(__file__).resolve().parents[1] / "data"
 
@@ -98,7 +100,7 @@ def images(
         note = f"{SETS[kind].title} {missing.reason}: this run uses the bundled Fashion-MNIST instead."
         return x, source._replace(fallback=True, note=note)
     raw = imagefiles.read_set(kind, place, split)
-    x, sha256, changes = imagefiles.processed(raw, size or SETS[kind].size, cache_folder, kind)
+    x, sha256, changes = _processed(raw, size or SETS[kind].size, kind)
     name = f"{kind}:{place.resolve()}" if ":" in name else name
     if classes is not None:
         x, name = x[of_classes(raw.labels, classes, name)], f"{name}[{','.join(map(str, classes))}]"
@@ -261,7 +263,7 @@ def _locate(kind: str, path: str, split: str, root: str | Path | None, download:
                 fetch(addresses, folder / file, md5, timeout)
             return find(kind, split, root)
         except OSError as error:
-            reason += f" and could not be downloaded ({imagefiles.one_line(error)})"
+            reason += f" and could not be downloaded ({one_line(error)})"
     put = " or ".join(p.format(split=split) for p in (*spec.places, f"{kind}.npz"))
     looked = ", ".join(map(str, roots(root)))
     message = f"{spec.title} (split {split}) {reason}: get it from {spec.origin} and put {put} into one of {looked}"
@@ -281,22 +283,87 @@ def _remote_files(kind: str, split: str) -> list[tuple[str, str, list[str]]]:
     return [(cls.filename, cls.tgz_md5, [cls.url])]
 
 
+def _resized(x: Tensor, size: int | None) -> Tensor:
+    """uint8 (N, C, H, W) to `size` pixels, bilinear with antialiasing; gray 28 to 32 is padded with the background."""
+    if size is None or tuple(x.shape[-2:]) == (size, size):
+        return x
+    if tuple(x.shape[1:]) == (1, 28, 28) and size == 32:
+        return torch.nn.functional.pad(x, (2, 2, 2, 2))  # zeros; resizing would blur every stroke
+    return torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+
+
+def _processed(raw: imagefiles.Raw, size: int | None, kind: str) -> tuple[Tensor, str, dict[str, int]]:
+    """All images at `size` pixels (None: as they are), uint8 (N, C, H, W); their SHA-256 and the counts of changes.
+
+    A large set is processed once into a .npy file in the cache, and mapped into memory, copy on write: the file stays.
+    Without a cache that can be written, they are computed anew, with a warning. Other sets have no SHA-256.
+    """
+    if not raw.stamp:
+        return torch.cat([_resized(chunk, size) for chunk in raw.chunks()]), "", {}
+    key = hashlib.sha256(repr((2, kind, size, raw.stamp)).encode()).hexdigest()[:20]  # 2: version of the processing
+    try:
+        file = cache_folder() / "processed" / f"{kind}-{size or 'as-is'}-{key}.npy"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(file) as draft:
+                _write(raw, size, draft)
+        x = np.load(file, mmap_mode="c")
+        with open(file, "rb") as behind:
+            behind.seek(x.offset + x.nbytes)
+            about = json.load(behind)
+        return torch.from_numpy(x), about["sha256"], about["changes"]
+    except OSError as error:
+        advice = "set XDG_CACHE_HOME to a folder that can be written"
+        warnings.warn(f"the images are processed anew in every run ({one_line(error)}): {advice}", stacklevel=3)
+    x = torch.cat([*_chunks(raw, size)])
+    return x, hashlib.sha256(x.numpy().tobytes() + repr(tuple(x.shape)).encode()).hexdigest(), raw.changes
+
+
+def _chunks(raw: imagefiles.Raw, size: int | None) -> Iterator[Tensor]:
+    """The chunks at `size` pixels; ValueError where images differ in size, RuntimeError where some are missing."""
+    shape, count = None, 0
+    for chunk in raw.chunks():
+        x = _resized(chunk, size)
+        shape = shape or x.shape[1:]
+        if x.shape[1:] != shape:
+            raise ValueError(f"the images differ in size ({shape[1]} and {x.shape[2]} pixels): pass size")
+        count += len(x)
+        yield x
+    if count != raw.n or not count:
+        raise RuntimeError(f"{count} images were found where {raw.n or 'at least one'} should be")
+
+
+def _write(raw: imagefiles.Raw, size: int | None, path: Path) -> None:
+    """A .npy file, with its SHA-256 and the counts of changes as JSON behind the array."""
+    # Plain writes, not a writable memory map: on a full disk a map kills the process where a write raises.
+    total, shape = hashlib.sha256(), None
+    with open(path, "wb") as file:
+        for x in _chunks(raw, size):
+            if shape is None:
+                shape = (raw.n, *x.shape[1:])
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            rows = x.numpy().tobytes()  # row by row, whatever the strides
+            total.update(rows)
+            file.write(rows)
+        total.update(repr(shape).encode())
+        file.write(json.dumps({"sha256": total.hexdigest(), "changes": raw.changes}).encode())
+
+
 def fetch(addresses: Sequence[str], file: Path, expected: str, timeout: float = 60.0) -> None:
     """Download a file from the first address that has it, unless it is there; it gets its name once its hash is right.
 
-    expected: its SHA-256 or MD5. OSError if it cannot be had or if no data come for `timeout` seconds; RuntimeError if
-    another file has its name.
+    expected: its SHA-256 or MD5. OSError if it cannot be had, or if a server sends nothing for `timeout` seconds (gdown
+    waits for as long as Google Drive lets it); RuntimeError if another file has its name.
     """
     if file.exists():
         return imagefiles.verify(file, expected)
     print(f"Downloading {file.name} to {file.parent} (gives up after {timeout:g} s without data)", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=file.parent, ignore_cleanup_errors=True) as scratch:
-        part = Path(scratch) / file.name
-        _watched(lambda: _get(addresses, part), part.parent, timeout)
-        if not part.exists() or imagefiles.file_hash(part, expected) != expected:
+    with atomic(file) as draft, _time_limit(timeout):
+        _get(addresses, draft)
+        if imagefiles.file_hash(draft, expected) != expected:
             raise OSError(f"{file.name} arrived damaged: its hash is not {expected}")
-        os.replace(part, file)
 
 
 def _get(addresses: Sequence[str], path: Path) -> None:
@@ -308,28 +375,15 @@ def _get(addresses: Sequence[str], path: Path) -> None:
             return gdown.download(id=address, output=str(path), quiet=True, use_cookies=False)
         except Exception as error:  # gdown has exceptions of its own
             if address == addresses[-1]:
-                raise OSError(imagefiles.one_line(error)) from error
+                raise OSError(one_line(error)) from error
 
 
-def _watched(work: Callable[[], None], folder: Path, timeout: float) -> None:
-    """Run `work`; TimeoutError if the files in `folder` do not grow for `timeout` seconds.
-
-    Socket timeouts miss name look-ups, hosts with many dead addresses and gdown.
-    """
-    outcome: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()  # daemon: a hanging connection must not hold the process
-    seen, since = -1, time.monotonic()
-    while wait([outcome], 0.1).not_done:
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.exists())
-        if size != seen:
-            seen, since = size, time.monotonic()
-        elif time.monotonic() - since > timeout:
-            raise TimeoutError(f"no data for {timeout:g} s")
-    outcome.result()
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Within: a new connection on which nothing comes for so long is an error."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

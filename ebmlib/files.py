@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and errors as a part of one sentence."""
 
 import os
 import tempfile
@@ -35,3 +35,11 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks and the final dot, in at most 160 characters."""
+    inner = getattr(error, "reason", None)  # urllib wraps what really happened
+    error = inner if isinstance(inner, BaseException) else error
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:160].rstrip(".")

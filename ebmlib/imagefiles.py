@@ -1,20 +1,18 @@
-"""Image sets in the formats they are published in: check, parse, crop, resize, and keep large ones processed.
+"""Image sets in the formats they are published in: check, parse, crop.
 
-A reader returns a `Raw`; nothing here searches or downloads (that is `data`).
+A reader returns a `Raw`; nothing here searches, downloads or resizes (that is `data`).
 """
 
 import gzip
 import hashlib
 import importlib
 import io
-import json
 import os
 import pickle
 import re
 import shutil
 import tarfile
 import tempfile
-import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -27,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmlib.files import atomic
+from ebmlib.files import one_line
 
 FASHION_SHA256 = {
     "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
@@ -100,18 +98,9 @@ def file_hash(path: Path, like: str) -> str:
 
 def verify(path: Path, expected: str) -> None:
     """RuntimeError that names the file if its hash is another one, FileNotFoundError if it is not there."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing")
     if file_hash(path, expected) != expected:
         name = "SHA-256" if len(expected) == 64 else "MD5"
         raise RuntimeError(f"{path} is damaged: its {name} is not {expected}; delete it and get it again")
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks and the final dot."""
-    inner = getattr(error, "reason", None)  # urllib wraps what really happened
-    text = str(inner if isinstance(inner, BaseException) else error) or type(error).__name__
-    return " ".join(text.split()).rstrip(".")
 
 
 def need(package: str, what: str) -> Any:
@@ -139,12 +128,11 @@ def read_arrays(place: Path, split: str) -> Raw:
     """
     try:
         with np.load(place, allow_pickle=False) as held:
-            names = held.files
-            found = {key: held[key] for key in (f"{split}_images", f"{split}_labels") if key in names}
+            found = {key: held[key] for key in (f"{split}_images", f"{split}_labels") if key in held}
     except Exception as error:  # a damaged file raises nearly anything
         raise RuntimeError(f"{place} cannot be read as a .npz file of arrays: {one_line(error)}") from None
     if f"{split}_images" not in found:
-        there = ", ".join(name.removesuffix("_images") for name in names if name.endswith("_images")) or "none"
+        there = ", ".join(splits(place)) or "none"
         raise ValueError(f"{place} has no split {split!r}, no array {split}_images; its splits: {there}")
     x, y = found[f"{split}_images"], found.get(f"{split}_labels")
     x = x[..., None] if x.ndim == 3 else x
@@ -229,7 +217,7 @@ def _read_lsun(place: Path) -> Raw:
 def _read_pictures(place: Path, members: Mapping[str, Reader], left_out: Counter[str] | None = None) -> Raw:
     changes: Counter[str] = Counter()
     chunks = partial(_pictures, members.items(), f"{place}{'/' if place.is_dir() else ':'}", changes)
-    return Raw(len(members), chunks, None, _stamp_of(place, members), changes, left_out)
+    return Raw(len(members), chunks, None, _stamp(place, members), changes, left_out)
 
 
 def _pictures(encoded: Iterable[tuple[str, Reader]], where: str, changes: Counter[str]) -> Iterator[Tensor]:
@@ -345,17 +333,15 @@ def _files(place: Path) -> list[tuple[str, Reader | None]]:
 
 def _walk(place: Path) -> Iterator[Path]:
     """All that is below a folder but folders; linked folders are entered last and each only once, so loops end."""
-    seen, folders, links = set(), [place], []
-    while folders or links:
-        folder = folders.pop() if folders else links.pop()
-        if (real := folder.resolve()) in seen:
-            continue
-        seen.add(real)
-        for path in sorted(folder.iterdir()):
-            if path.is_dir():
-                (links if path.is_symlink() else folders).append(path)
-            else:
-                yield path
+    seen, places = set(), [place]
+    for start in places:  # grows by the linked folders
+        for folder, inner, files in os.walk(start):
+            if os.path.realpath(folder) in seen:
+                inner.clear()
+                continue
+            seen.add(os.path.realpath(folder))
+            places += [path for name in inner if (path := Path(folder, name)).is_symlink()]
+            yield from (Path(folder, name) for name in files)
 
 
 def _batches(place: Path, split: str) -> dict[str, Reader]:
@@ -373,7 +359,7 @@ def _read_batches(place: Path, batches: Mapping[str, Reader]) -> Raw:
     pictures = lambda name, get: torch.from_numpy(_batch(place, name, get)[0].reshape(-1, 3, 32, 32))
     chunks = lambda: (pictures(name, get) for name, get in batches.items())
     # Labels count from 1 in these files.
-    return Raw(len(y), chunks, torch.from_numpy(y.astype(np.int64)) - 1, _stamp_of(place, batches))
+    return Raw(len(y), chunks, torch.from_numpy(y.astype(np.int64)) - 1, _stamp(place, batches))
 
 
 def _batch(place: Path, name: str, get: Reader) -> tuple[np.ndarray, np.ndarray]:
@@ -400,79 +386,8 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def resized(x: Tensor, size: int | None) -> Tensor:
-    """uint8 (N, C, H, W) to `size` pixels, bilinear with antialiasing; gray 28 to 32 is padded with the background."""
-    if size is None or tuple(x.shape[-2:]) == (size, size):
-        return x
-    if tuple(x.shape[1:]) == (1, 28, 28) and size == 32:
-        return torch.nn.functional.pad(x, (2, 2, 2, 2))  # zeros; resizing would blur every stroke
-    return torch.nn.functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
-
-
-def processed(raw: Raw, size: int | None, cache: Callable[[], Path], kind: str) -> tuple[Tensor, str, dict[str, int]]:
-    """All images at `size` pixels (None: as they are), uint8 (N, C, H, W); their SHA-256 and the counts of changes.
-
-    A large set is processed once into a .npy file in cache(), and mapped into memory, copy on write: the file stays.
-    Without a cache that can be written, they are computed anew, with a warning. Other sets have no SHA-256.
-    """
-    if not raw.stamp:
-        return torch.cat([resized(chunk, size) for chunk in raw.chunks()]), "", {}
-    key = hashlib.sha256(repr((2, kind, size, raw.stamp)).encode()).hexdigest()[:20]  # 2: version of the processing
-    try:
-        file = cache() / "processed" / f"{kind}-{size or 'as-is'}-{key}.npy"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(file) as draft:
-                _write(raw, size, draft)
-        x = np.load(file, mmap_mode="c")
-        with open(file, "rb") as behind:
-            behind.seek(x.offset + x.nbytes)
-            about = json.load(behind)
-        return torch.from_numpy(x), about["sha256"], about["changes"]
-    except OSError as error:
-        advice = "set XDG_CACHE_HOME to a folder that can be written"
-        warnings.warn(f"the images are processed anew in every run ({one_line(error)}): {advice}", stacklevel=3)
-    x = torch.cat([*_resized(raw, size)])
-    return x, hashlib.sha256(x.numpy().tobytes() + repr(tuple(x.shape)).encode()).hexdigest(), raw.changes
-
-
-def _resized(raw: Raw, size: int | None) -> Iterator[Tensor]:
-    """The chunks at `size` pixels; ValueError where images differ in size, RuntimeError where some are missing."""
-    shape, count = None, 0
-    for chunk in raw.chunks():
-        x = resized(chunk, size)
-        shape = shape or x.shape[1:]
-        if x.shape[1:] != shape:
-            raise ValueError(f"the images differ in size ({shape[1]} and {x.shape[2]} pixels): pass size")
-        count += len(x)
-        yield x
-    if count != raw.n or not count:
-        raise RuntimeError(f"{count} images were found where {raw.n or 'at least one'} should be")
-
-
-def _write(raw: Raw, size: int | None, path: Path) -> None:
-    """A .npy file, with its SHA-256 and the counts of changes as JSON behind the array."""
-    # Plain writes, not a writable memory map: on a full disk a map kills the process where a write raises.
-    total, shape = hashlib.sha256(), None
-    with open(path, "wb") as file:
-        for x in _resized(raw, size):
-            if shape is None:
-                shape = (raw.n, *x.shape[1:])
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            rows = x.numpy().tobytes()  # row by row, whatever the strides
-            total.update(rows)
-            file.write(rows)
-        total.update(repr(shape).encode())
-        file.write(json.dumps({"sha256": total.hexdigest(), "changes": raw.changes}).encode())
-
-
-def _stamp(*paths: Path) -> tuple:
-    states = ((path, path.stat()) for path in paths)
+def _stamp(place: Path, members: Iterable[str] = ()) -> tuple:
+    """The state of files in a folder, or of the archive or data base that holds them."""
+    states = ((path, path.stat()) for path in ([place / name for name in members] if place.is_dir() else [place]))
     # The change time as well: another picture may have the size and the modification time of the one it replaces.
-    return tuple((str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in states)
-
-
-def _stamp_of(place: Path, members: Mapping[str, Reader]) -> tuple:
-    """The state of files in a folder, or of the archive that holds them."""
-    return (*_stamp(*([place / name for name in members] if place.is_dir() else [place])), tuple(members))
+    return (*((str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in states), *members)

@@ -163,29 +163,24 @@ def test_arrays_are_found_by_the_sets_name_by_their_own_and_by_a_path(home, caps
         data.images(called, "test", root=home, classes=(0,))
 
 
-@pytest.mark.parametrize(
-    ("arrays", "said"),
-    [
-        ({"train_images": np.zeros((2, 8, 8), np.float32)}, "train_images of .* is float32 \\(2, 8, 8\\); uint8"),
-        ({"train_images": np.zeros((2, 8, 8, 4), np.uint8)}, "is uint8 \\(2, 8, 8, 4\\); uint8 \\(N, H, W\\)"),
-        ({"train_images": np.zeros((0, 8, 8), np.uint8)}, "is uint8 \\(0, 8, 8\\)"),
-        (
-            {"train_images": np.zeros((2, 8, 8), np.uint8), "train_labels": np.zeros(3, int)},
-            "2 whole numbers are needed",
-        ),
-        ({"train_images": np.zeros((2, 8, 8), np.uint8), "train_labels": np.zeros(2)}, "is float64 \\(2,\\); 2 whole"),
-        (
-            {"test_images": np.zeros((2, 8, 8), np.uint8)},
-            "has no split 'train', no array train_images; its splits: test",
-        ),
-        ({"x": np.zeros(2)}, "its splits: none"),
-    ],
-)
+IMAGES = np.zeros((2, 8, 8), np.uint8)
+BAD_ARRAYS = [
+    ({"train_images": IMAGES.astype(np.float32)}, r"train_images of .* is float32 \(2, 8, 8\); uint8"),
+    ({"train_images": np.zeros((2, 8, 8, 4), np.uint8)}, r"is uint8 \(2, 8, 8, 4\); uint8 \(N, H, W\)"),
+    ({"train_images": IMAGES[:0]}, r"is uint8 \(0, 8, 8\)"),
+    ({"train_images": IMAGES, "train_labels": np.zeros(3, int)}, "2 whole numbers are needed"),
+    ({"train_images": IMAGES, "train_labels": np.zeros(2)}, r"is float64 \(2,\); 2 whole"),
+    ({"test_images": IMAGES}, "has no split 'train', no array train_images; its splits: test"),
+    ({"x": np.zeros(2)}, "its splits: none"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "said"), BAD_ARRAYS)
 def test_bad_arrays_are_one_sentence(home, arrays, said):
     np.savez(home / "mine.npz", **arrays)
     with pytest.raises(ValueError, match=said) as caught:
         data.images("mine", root=home)
-    assert "\n" not in str(caught.value)
+    sentence(caught)
     (home / "mine.npz").write_bytes(b"no archive")
     with pytest.raises(RuntimeError, match=r"cannot be read as a \.npz file of arrays"):
         data.images("mine", root=home)
@@ -351,14 +346,9 @@ def test_imagenet32_batches(home):
         data.images("imagenet32", root=home)
     archive = formats.packed(home / "batches.zip", {"out/train_data_batch_1.npz": formats.npz(x, y)})
     same(data.images(f"imagenet32:{archive}")[0], x)
-
-
-def test_imagenet32_pictures(home):
-    x = formats.noise(2, 32, 32, 3)
-    for part, picture in zip(("train", "val"), x):
-        formats.write(home / "imagenet32" / part / "n01/1.png", formats.encoded(picture))
-    same(data.images("imagenet32", "train", root=home)[0], x[:1].transpose(0, 3, 1, 2))
-    same(data.images("imagenet32", "val", root=home)[0], x[1:].transpose(0, 3, 1, 2))
+    pictures(home / "own/imagenet32", train__n01__1=1, val__n01__1=2)  # or as images
+    for split, value in (("train", 1), ("val", 2)):
+        assert data.images("imagenet32", split, root=home / "own")[0].unique().tolist() == [value]
 
 
 class Trap:
@@ -397,16 +387,11 @@ def test_folder(home):
     same(data.images(f"folder:{home / 'photos'}")[0], formats.decoded(jpeg.read_bytes()).transpose(2, 0, 1)[None])
 
 
-def test_folder_splits_and_rotation(home):
+def test_a_turned_camera(home):
     x = formats.noise(8, 8, 3)
     tag = Image.Exif()
-    tag[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    tag[0x0112] = 6  # show it rotated by 90 degrees clockwise
     formats.write(home / "mine/a.png", formats.encoded(x, exif=tag.tobytes()))
-    same(data.images(f"folder:{home / 'mine'}")[0], np.rot90(x, -1).transpose(2, 0, 1)[None])
-    with pytest.raises(ValueError, match=r"mine has no split 'test' \(1 of split train\): put its images into test/"):
-        data.images(f"folder:{home / 'mine'}", "test")
-    formats.write(home / "mine/test/b.png", formats.encoded(x))
-    same(data.images(f"folder:{home / 'mine'}", "test")[0], x.transpose(2, 0, 1)[None])
     same(data.images(f"folder:{home / 'mine'}")[0], np.rot90(x, -1).transpose(2, 0, 1)[None])
 
 
@@ -448,7 +433,7 @@ def test_which_folders_are_splits(home, capsys, there, train, test, left_out, ar
     if test:
         assert values("test") == test
     else:
-        with pytest.raises(ValueError, match="has no split 'test'"):
+        with pytest.raises(ValueError, match=r"has no split 'test' \(.* of split train.*\): put its images into test/"):
             values("test")
 
 
@@ -532,6 +517,10 @@ def test_one_folder_has_one_name_and_other_pictures_another_digest(home, monkeyp
     (digest,) = {source.sha256 for source in sources}
     pictures(home / "copy", a=1, b=2)
     assert data.images(f"folder:{home / 'copy'}")[1].sha256 == digest
+    with monkeypatch.context() as without_cache:
+        without_cache.setenv("XDG_CACHE_HOME", "/dev/null")
+        with pytest.warns(UserWarning, match="anew"):
+            assert data.images("folder:pics")[1].sha256 == digest
     pictures(home / "pics", b=3)
     assert data.images("folder:pics")[1].sha256 != digest
 
@@ -542,14 +531,6 @@ def test_a_picture_of_the_size_and_time_of_the_one_before_is_read_anew(home):
         formats.write(path, formats.encoded(np.full((8, 8, 3), value, np.uint8), "BMP"))
         os.utime(path, (0, 0))
         assert data.images(name)[0].unique().tolist() == [value]
-
-
-def test_images_have_one_digest_with_and_without_a_cache(home, monkeypatch):
-    pictures(home / "pics", a=1, b=3)
-    source = data.images(f"folder:{home / 'pics'}")[1]
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    with pytest.warns(UserWarning, match="anew"):
-        assert data.images(source.name)[1].sha256 == source.sha256
 
 
 @pytest.mark.parametrize("why", ["no home", "a home closed to this user", "a home that is read-only"])
@@ -779,9 +760,7 @@ def test_broken_download_leaves_nothing(home, server, monkeypatch, why):
     with pytest.raises(FileNotFoundError) as caught:
         data.images("cifar10", timeout=1.0)
     assert time.monotonic() - began < 10
-    reason = {"stall": "no data for 1 s", "absent": "404"}.get(why, "arrived damaged")
-    text = sentence(caught, "could not be downloaded")
-    assert reason in text or (why == "stall" and "timed out" in text)
+    sentence(caught, "could not be downloaded", {"stall": "timed out", "absent": "404"}.get(why, "arrived damaged"))
     assert not list((home / "cache/ebmlib").iterdir())
 
 
@@ -808,26 +787,6 @@ def test_unwritable_folder(home, server):
     with pytest.raises(FileNotFoundError) as caught:
         data.images("cifar10", root=home / "own")
     sentence(caught, "could not be downloaded", "exists")
-
-
-def test_watch_ends_what_no_socket_timeout_ends(home):
-    release = threading.Event()
-    began = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"no data for 0.3 s"):
-        data._watched(lambda: release.wait(60), home, 0.3)  # a name look-up that hangs, say
-    assert time.monotonic() - began < 20
-    release.set()
-
-
-def test_watch_lets_a_slow_download_go_on(home):
-    def trickle():
-        with open(home / "file", "wb", buffering=0) as file:
-            for _ in range(10):
-                file.write(b"x")
-                time.sleep(0.3)
-
-    data._watched(trickle, home, 2.0)  # 3 s in all, never 2 s without data
-    assert (home / "file").stat().st_size == 10
 
 
 def test_dequantized_values_fill_their_cells_evenly():

@@ -656,3 +656,20 @@ def test_aurocs_error_is_the_spread_over_samples(rng):
     assert float(area.std()) == pytest.approx(float(se.mean()), rel=0.12)
     truth = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(0.5**0.5)).item()
     assert float(area.mean()) == pytest.approx(truth, abs=4.5 * float(area.std()) / 20)
+
+
+def test_the_scores_of_samples_are_those_of_their_parts(monkeypatch):
+    rng = torch.Generator().manual_seed(3)
+    samples, others = (2 * torch.rand(48, 1, 28, 28, generator=rng) - 1 for _ in range(2))
+    samples[:12, :, :14] = 1.5  # an eighth of all values
+    net = "Fashion-CNN"
+    real, fake = (metrics.extract(net, x.clamp(-1, 1)) for x in (others, samples))
+    kid = metrics.kid(real, fake, rng=torch.Generator().manual_seed(5))
+    few = list(metrics.scores(samples, real, net, seed=5))
+    assert few == [(f"KID ({net} features)", *kid), ("share of pixels outside [-1, 1]", 0.125, None)]
+    monkeypatch.setattr(metrics, "ENOUGH", 48)
+    score = metrics.inception_score(samples.clamp(-1, 1), net, rng=torch.Generator().manual_seed(5))
+    between = [(f"FID ({net} features)", metrics.fid(real, fake), None), (f"IS ({net} classes)", *score)]
+    assert list(metrics.scores(samples, real, net, seed=5)) == [few[0], *between, few[1]]
+    with pytest.raises(ValueError, match="not finite"):
+        list(metrics.scores(samples.log(), real, net))

@@ -401,6 +401,11 @@ def test_the_loss_is_never_rounded(device, rng):
 BAD = {
     "head": (lambda: TimeWideResNet(width=8, head="linear"), "head = 'linear': allowed are 'time', 'dense'"),
     "precision": (lambda: TimeWideResNet(width=8, precision="half"), "precision = 'half': allowed are 'float32'"),
+    "stem": (lambda: TimeWideResNet(width=8, stem=3), "stem = 3: allowed are 1, 2"),
+    "a stem's images": (
+        lambda: TimeWideResNet(1, 4, (1, 1), 1, stem=2)(torch.zeros(1, 1, 8, 10), torch.zeros(1)),
+        "images of 8 x 10: both sides must be divisible by 4",
+    ),
     "narrow": (lambda: TimeMLP(width=2), "width = 2: .* even widths of at least 4"),
     "odd": (lambda: TimeMLP(width=5), "width = 5: .* even widths of at least 4"),
     "pooling": (

@@ -138,13 +138,10 @@ def test_image_rows_pairs_rows_and_labels(ax):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda ax: plots.density(ax, torch.zeros(9), 1.0), "values must have the shape (n, n), not (9,)"),
         (lambda ax: plots.samples(ax, torch.zeros(4, 3), 1.0), "x must have the shape (N, 2), not (4, 3)"),
         (lambda ax: plots.paths(ax, torch.zeros(4, 2), 1.0), "x must have the shape (K, B, 2), not (4, 2)"),
-        (lambda ax: plots.lines(ax, {"loss": ([1, 2], [1.0])}), "line 'loss' has 2 steps but 1 values"),
         (lambda ax: plots.image_grid(ax, torch.zeros(2, 4, 8, 8)), "with N > 0, not (2, 4, 8, 8)"),
         (lambda ax: plots.image_grid(ax, torch.full((2, 1, 8, 8), torch.nan)), "these are float32"),
-        (lambda ax: plots.image_rows(ax, [torch.zeros(1, 1, 8, 8)], ["a", "b"]), "not 1 rows and 2 labels"),
     ],
 )
 def test_bad_arguments_are_named(ax, call, sentence):

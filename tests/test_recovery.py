@@ -21,7 +21,7 @@ from problems import (
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from ebmlib.core import flat_sum
-from ebmlib.papers.recovery import by_level, conditional, levels, noising, progressive, schedule
+from ebmlib.papers.recovery import by_level, conditional, inpaint, levels, noising, progressive, schedule
 from ebmlib.samplers import hmc, langevin, mala
 
 # -- tables --
@@ -315,6 +315,38 @@ def test_a_move_goes_on_with_the_conditional_of_its_level(device, rng):
     want = a**2 * variance + sigma**2
     assert_mean((moved - a * mean) ** 2, want, se=0.015 * want)
     assert abs(float(((alone - a * mean) ** 2).mean()) / want - 1) > 0.3
+
+
+def test_inpainting_two_correlated_pixels_has_the_exact_moments(device, rng):
+    """Every state is linear in x0 and in independent noise, so the law of the last one is a matrix product away."""
+    tables, rho, n, T = noising(3, 0.03, c_power=0.0, device=device), 0.9, 10_000, 3
+    cov = torch.tensor([[1.0, rho], [rho, 1.0]], device=device) / 4
+    inverse = [
+        (s**2 * (a**2 * cov + c**2 * torch.eye(2, device=device))).inverse()
+        for s, a, c in zip(tables.scale, tables.cum_a, tables.cum_sigma)
+    ]
+    at_level = lambda t: lambda y: 0.5 * torch.einsum("bi,ij,bj->b", y, inverse[int(t[0])], y)
+    x0 = torch.randn(n, 2, generator=rng(6), device=device) @ torch.linalg.cholesky(cov).T
+    known = torch.tensor([True, False], device=device)
+    out = inpaint(at_level, tables, x0, known, 400, noise=1.0, rng=rng(7))
+    assert torch.equal(out[:, 0], x0[:, 0])
+    # Coefficients over x0's first pixel, the path's noise, the start and the noise of each level.
+    basis = np.eye(1 + (T + 1) + 1 + T)
+    numbers = (tables.a, tables.sigma, tables.scale, tables.precision)
+    a, sigma, scale, precision = (value.double().cpu().numpy() for value in numbers)
+    path = [float(tables.cum_a[0]) * basis[0] + float(tables.cum_sigma[0]) * basis[1]]
+    for t in range(T):
+        path.append(a[t + 1] * path[-1] + sigma[t + 1] * basis[2 + t])
+    u = basis[T + 2]
+    for t in reversed(range(T)):
+        P = inverse[t].cpu().double().numpy()
+        stiffness = P[1, 1] + precision[t]
+        u = (precision[t] * u - P[1, 0] * scale[t] * path[t]) / stiffness + basis[T + 3 + t] / stiffness**0.5
+        u = u / scale[t]
+    variance = u[0] ** 2 / 4 + (u[1:] ** 2).sum()
+    assert 0.4 < u[0] < rho  # neither ignored nor the exact regression on the known pixel
+    assert_mean(out[:, 1] ** 2 / variance, 1.0, se=0.02)
+    assert_mean(4 * out[:, 1] * x0[:, 0], u[0], se=0.015)
 
 
 @pytest.mark.parametrize("choice", [dict(T=3, K=400, b2=0.03, c_power=0.0), dict(T=1000, K=0)], ids=["K=400", "T=1000"])

@@ -6,7 +6,7 @@ A score with anything but the standard Inception is never called plain: `score_n
 import inspect
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 
 import torch
@@ -22,6 +22,7 @@ from ebmlib.run import checkpoint
 
 # A judge's name, "inception", a module (N, C, H, W) -> (N, d), or None: the bundled judge that fits the channels.
 Extractor = nn.Module | str | None
+ENOUGH = 2048  # samples, below which the bias of FID and IS says more than the model
 
 
 def judge(
@@ -275,6 +276,25 @@ def ladder(images: Tensor, rng: torch.Generator | None = None) -> dict[str, Tens
     uniform = 2 * torch.rand(x.shape, generator=rng, device=x.device) - 1
     rest = {"one Gaussian": gaussian, "uniform noise": uniform, "mean image": mean.expand_as(x)}
     return {name: one.clamp(-1, 1) for name, one in ({"real": x} | noisy | pooled | rest).items()}
+
+
+def scores(
+    samples: Tensor, real: Tensor, extractor: Extractor = None, *, seed: int = 0
+) -> Iterator[tuple[str, float, float | None]]:
+    """Yield (name, value, standard error) of KID, of FID and IS from 2,048 samples on, and of the share out of range.
+
+    samples (N, C, H, W), floats that should be in [-1, 1]; real: `extract` of real images by the same net. FID has no
+    standard error. `seed` chooses the random subsets of KID and IS. ValueError where samples are not finite.
+    """
+    images, outside = in_range(samples)
+    net, shape = _loaded(extractor, images), tuple(images.shape[1:])
+    fake, rng = extract(net, images), lambda: torch.Generator().manual_seed(seed)
+    yield score_name("KID", net, shape), *kid(real, fake, rng=rng())
+    if len(fake) >= ENOUGH:
+        yield score_name("FID", net, shape), fid(real, fake), None
+        if hasattr(net, "classes"):
+            yield score_name("IS", net, shape), *inception_score(fake, net, rng=rng())
+    yield "share of pixels outside [-1, 1]", outside, None
 
 
 def precision_recall(real: Tensor, fake: Tensor, extractor: Extractor = None, k: int = 3) -> tuple[float, float]:

@@ -13,28 +13,34 @@ from ebmlib.nets.blocks import ResBlock, TimeEmbedding, leaky, maybe_spectral
 
 HEADS = ("time", "dense")
 PRECISIONS = ("float32", "bfloat16")
+STEMS = {1: (3, 1, 1), 2: (4, 2, 1)}  # kernel, stride and padding of the first convolution
 
 
 class TimeWideResNet(nn.Module):
     """DRL's energy net (Table 4): 3x3 convolution, N blocks a resolution, average pooling, ReLU, spatial sum, a number.
 
     x (B, channels, H, W) and t (B,) to (B,). head "dense" is the paper's Dense 1; "time" is the released code's inner
-    product with a dense layer of the time embedding. precision "bfloat16" autocasts the body in evaluation mode, where
-    chains run: the loss is a small difference of large energies and stays in float32.
+    product with a dense layer of the time embedding. stem 2 halves the sides in the first convolution (4x4, stride 2),
+    a deviation at a quarter of the cost. precision "bfloat16" autocasts the body in evaluation mode, where chains run:
+    the loss is a small difference of large energies and stays in float32.
     """
 
     def __init__(
         self, channels: int = 3, width: int = 128, multipliers: Sequence[int] = (1, 2, 2, 2), blocks: int = 5,
-        head: str = "time", spectral: bool = True, precision: str = "float32",
+        head: str = "time", spectral: bool = True, precision: str = "float32", stem: int = 1,
     ):  # fmt: skip
         super().__init__()
-        for name, given, allowed in (("precision", precision, PRECISIONS), ("head", head, HEADS)):
+        for name, given, allowed in (
+            ("precision", precision, PRECISIONS),
+            ("head", head, HEADS),
+            ("stem", stem, STEMS),
+        ):
             if given not in allowed:
                 raise ValueError(f"{name} = {given!r}: allowed are {', '.join(map(repr, allowed))}")
-        self.precision = getattr(torch, precision)
+        self.precision, self.parts = getattr(torch, precision), stem * 2 ** (len(multipliers) - 1)
         embedding = 4 * width
         self.embed = TimeEmbedding(width, embedding, spectral)
-        self.stem = maybe_spectral(nn.Conv2d(channels, width, 3, padding=1), spectral)
+        self.stem = maybe_spectral(nn.Conv2d(channels, width, *STEMS[stem]), spectral)
         self.stages = nn.ModuleList()
         for inner, outer in pairwise([width, *(width * m for m in multipliers)]):
             widths = pairwise([inner, *[outer] * blocks])
@@ -47,12 +53,13 @@ class TimeWideResNet(nn.Module):
         temb = self.embed(t)
         shifts = [[block.shift(temb) for block in stage] for stage in self.stages]
         weight = self.head(leaky(temb)) if self.by_time else None
-        parts = 2 ** (len(self.stages) - 1)
         rounded = self.precision is torch.bfloat16 and not self.training
 
         def energy(x: Tensor) -> Tensor:
-            if x.shape[-2] % parts or x.shape[-1] % parts:  # pooling would drop the last rows without a word
-                raise ValueError(f"images of {x.shape[-2]} x {x.shape[-1]}: both sides must be divisible by {parts}")
+            if x.shape[-2] % self.parts or x.shape[-1] % self.parts:  # pooling would drop the last rows without a word
+                raise ValueError(
+                    f"images of {x.shape[-2]} x {x.shape[-1]}: both sides must be divisible by {self.parts}"
+                )
             # Not `enabled=rounded`: a disabled autocast would switch off that of the engine.
             with torch.autocast(x.device.type, torch.bfloat16) if rounded else nullcontext():
                 h = self.stem(x.contiguous(memory_format=torch.channels_last))

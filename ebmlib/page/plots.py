@@ -40,8 +40,6 @@ def density(ax: Axes, values, box: float, title: str | None = None, vmax: float 
     The color scale runs from 0 to vmax (the maximum if None): give the panels that are to be compared the same vmax.
     """
     values = _array(values)
-    if values.ndim != 2:
-        raise ValueError(f"values must have the shape (n, n), not {values.shape}")
     image = ax.imshow(values, origin="lower", extent=(-box, box, -box, box), vmin=0, vmax=vmax, interpolation="nearest")
     _square(ax, box, title)
     return image
@@ -78,8 +76,6 @@ def lines(ax: Axes, series: Mapping[str, Sequence], xlabel: str = "", ylabel: st
     drawn = []
     for label, (steps, values, *se) in series.items():
         steps, values = _array(steps), _array(values)
-        if steps.shape != values.shape:
-            raise ValueError(f"line {label!r} has {steps.size} steps but {values.size} values")
         drawn += ax.plot(steps, values, label=label)
         if se:
             error, color = _array(se[0]), drawn[-1].get_color()
@@ -120,11 +116,7 @@ def image_rows(ax: Axes, rows: Sequence, row_labels: Sequence[str], title: str |
 
     A panel of aspect len(rows) / N fits.
     """
-    if len(rows) != len(row_labels) or not rows:
-        raise ValueError(f"every row of images needs one label, not {len(rows)} rows and {len(row_labels)} labels")
     rows = [_pixels(x) for x in rows]
-    if len({x.shape[1:3] for x in rows}) > 1:
-        raise ValueError(f"the rows' images must have one size, not {[x.shape[1:3] for x in rows]}")
     drawn, height = _tiled(ax, rows, max(map(len, rows)), title), rows[0].shape[1]
     ax.set_yticks([r * (height + GAP) + (height - 1) / 2 for r in range(len(rows))], row_labels)
     return drawn

@@ -264,14 +264,11 @@ def _trouble(cell: dict, turn: int | None) -> str:
 def save(path: str | Path, rows: Iterable[Row], *, overwrite: bool = False, **meta: Any) -> None:
     """Write rows and `meta` (commit, settings hash, ...) as JSON, whole or not at all.
 
-    A file with other content is kept: RuntimeError, unless `overwrite`. What JSON cannot hold is a ValueError.
+    A file with other content is kept: RuntimeError, unless `overwrite`.
     """
     path = Path(path)
     content = {"meta": meta, "rows": [asdict(row) for row in _checked(rows)]}
-    try:
-        text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: meta cannot be written as JSON: {error}.") from None
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     if path.exists() and not overwrite:
         if path.read_text(encoding="utf-8") == text:
             return
@@ -289,8 +286,6 @@ def load(path: str | Path) -> tuple[list[Row], dict[str, Any]]:
 
 
 def _json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there.")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # covers broken JSON and broken UTF-8

@@ -6,6 +6,7 @@ Level t models y_t = scale[t] x_t given x_{t+1}. Source: Gao et al. (2021), and 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -173,24 +174,56 @@ def progressive(
     noise: float = 0.99,
     rng: NoiseSource = None,
     move: Callable[[int, Energy, Tensor], Tensor] | None = None,
+    project: Callable[[int, Tensor], Tensor] | None = None,
     callback: Callback = None,
 ) -> Tensor:
     """Algorithm 2: from x_T ~ N(0, I) (B, *S) down the levels to x_0.
 
     K Langevin steps at each level; `noise` scales theirs (.99 in the release
     at test time, 1 in the text) and `rng` is `langevin`'s. `move(t, target,
-    y)` goes on from there, by HMC say (section 4.2). `callback(t, x_t)` sees
-    every level.
+    y)` goes on from there, by HMC say (section 4.2); `project(t, y)` changes
+    the state after each step. `callback(t, x_t)` sees every level.
     """
     for level in reversed(range(tables.T)):
         t = torch.full((len(x),), level, dtype=torch.long, device=x.device)
         target = conditional(at_level(t), x, tables.precision[t])
-        y, _ = langevin(target, x, schedule(tables, t, K, noise), rng=rng)
+        pairs = schedule(tables, t, K, noise)
+        put = None if project is None else partial(project, level)
+        y, _ = langevin(target, x, pairs, rng=rng, project=put)
         y = y if move is None else move(level, target, y)
         x = y / expand(tables.scale[t], y)
         if callback is not None:
             callback(level, x)
     return x
+
+
+def inpaint(
+    at_level: Callable[[Tensor], Energy],
+    tables: Noising,
+    x0: Tensor,
+    known: Tensor,
+    K: int,
+    *,
+    noise: float = 0.99,
+    rng: Rng = None,
+) -> Tensor:
+    """Samples (B, *S) that have the pixels of x0 (B, *S) where `known`.
+
+    `known` is a bool mask that broadcasts to x0. Progressive sampling in which
+    the known pixels of every state are those of x0, noised to that level along
+    one path x_0, ..., x_T (Eq. 15). The rest at level t sees the known pixels
+    of levels t to T, not those below, so this is conditional sampling only
+    approximately.
+    """
+    level = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+    path = [tables.noise_to(x0, level, rng)]
+    for a, sigma in zip(tables.a[1:], tables.sigma[1:], strict=True):
+        path.append(a * path[-1] + sigma * noise_like(x0, rng))
+    x = torch.where(known, path[-1], noise_like(x0, rng))
+    put = lambda t, y: torch.where(known, tables.scale[t] * path[t], y)
+    options = {"noise": noise, "rng": rng, "project": put}
+    x = progressive(at_level, tables, x, K, **options)
+    return torch.where(known, x0, x)
 
 
 def by_level(values: Tensor, t: Tensor, T: int) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor, nn
 
-from ebmlib.files import atomic
+from ebmlib.files import atomic, one_line
 
 FORMAT = "ebmlib-checkpoint-1"
 SUFFIX = ".safetensors"
@@ -35,22 +35,16 @@ def save(path: str | Path, objects: Mapping[str, Any], meta: Mapping[str, Any] |
         with atomic(path) as draft:
             safetensors_torch.save_file(tensors, draft, metadata=header)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write checkpoint {path}: {reason(error)}") from error
+        raise OSError(f"cannot write checkpoint {path}: {one_line(error)}") from error
     return path
 
 
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read (objects, meta) back, tensors on the CPU, after the SHA-256 has been compared.
 
-    FileNotFoundError or ValueError, one sentence naming the file, if it is missing, truncated, altered or foreign.
+    ValueError, one sentence naming the file, if it is truncated, altered or foreign; OSError if it cannot be read.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no checkpoint {path}") from None
-    except OSError as error:
-        raise OSError(f"cannot read checkpoint {path}: {reason(error)}") from error
+    data = Path(path).read_bytes()
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
         tensors = safetensors_torch.load(data)
@@ -61,7 +55,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError(f"its format is {body['format']}, not {FORMAT}")
         return _unpack(body["objects"], tensors), body["meta"]
     except (LookupError, SafetensorError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        why = "it has no such header" if isinstance(error, LookupError) else reason(error)
+        why = "it has no such header" if isinstance(error, LookupError) else one_line(error)
         raise ValueError(f"{path} is damaged or not a checkpoint of ebmlib ({why})") from None
 
 
@@ -110,18 +104,9 @@ def digest(tensors: Mapping[str, Tensor], body: str = "") -> str:
     return total.hexdigest()
 
 
-def reason(error: BaseException) -> str:
-    """What an error says, as a part of one sentence."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:160]
-
-
 def key_hash(key: Mapping[str, Any]) -> str:
-    """The first 12 hex digits of the SHA-256 of the key's canonical JSON."""
-    try:
-        text = json.dumps(key, sort_keys=True, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a run's key must be plain JSON values: {reason(error)}") from None
+    """The first 12 hex digits of the SHA-256 of the key's canonical JSON; TypeError if a value is not JSON's."""
+    text = json.dumps(key, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

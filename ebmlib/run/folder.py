@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ebmlib.files import atomic
+from ebmlib.files import atomic, one_line
 from ebmlib.run import parallel
-from ebmlib.run.checkpoint import SUFFIX, key_hash, load, reason, save
+from ebmlib.run.checkpoint import SUFFIX, key_hash, load, save
 
 RESULT = f"result{SUFFIX}"
 Generators = Sequence[torch.Generator]
@@ -100,7 +100,7 @@ class Run(contextlib.AbstractContextManager):
 
     def describe(self, **entries: Any) -> None:
         """Add entries, such as net=shape, to the key in the headers of checkpoints and run.json, not to the hash."""
-        key_hash(entries)  # plain JSON values, or ValueError
+        key_hash(entries)  # plain JSON values, or TypeError
         if changed := [name for name, value in entries.items() if self.key.get(name, value) != value]:
             raise ValueError(f"the run's key has another {' and '.join(changed)} already; describe adds entries")
         self.key.update(entries)
@@ -135,11 +135,8 @@ class Run(contextlib.AbstractContextManager):
         """Make a folder and lock it, if no other run works in it."""
         if _holds_work(folder):
             return False
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _acquire(folder)
-        except OSError as error:
-            raise OSError(f"cannot make the run folder {folder}: {reason(error)}") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _acquire(folder)
         if _holds_work(folder):  # another run was faster
             self.close()
         return self._lock is not None
@@ -177,11 +174,8 @@ class Run(contextlib.AbstractContextManager):
     def write_text(self, name: str, text: str) -> Path:
         """Replace a small text file in the folder in one step."""
         path = self.create() / name
-        try:
-            with atomic(path) as draft:
-                draft.write_text(text)
-        except OSError as error:
-            raise OSError(f"cannot write {path}: {reason(error)}") from error
+        with atomic(path) as draft:
+            draft.write_text(text)
         return path
 
     @parallel.by_the_first
@@ -296,4 +290,4 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=next(place for place in (folder, *folder.parents) if place.exists())):
             pass
     except OSError as error:
-        raise OSError(f"cannot write to the run folder {folder}: {reason(error)}") from None
+        raise OSError(f"cannot write to the run folder {folder}: {one_line(error)}") from None

@@ -118,26 +118,26 @@ class Watch:
 
 
 class Board:
-    """What is logged, as TensorBoard scalars in the run's folder, if tensorboard is installed; else nothing."""
+    """What is logged after iteration `written`, as TensorBoard scalars, if tensorboard is installed; else nothing."""
 
     def __init__(self, written: int):
         self.written, self.writer = written, None
 
     def write(self, history: History, folder: Path) -> None:
         """The rows since the last call; after their checkpoint, so that none comes twice. A full disk is a warning."""
-        with contextlib.suppress(ModuleNotFoundError):
+        try:
             from torch.utils.tensorboard import SummaryWriter
-
-            try:
-                self.writer = self.writer or SummaryWriter(folder / "tensorboard")
-                for row in history.rows:
-                    if row["step"] > self.written:
-                        self.written = step = row["step"]
-                        for tag, number in _flat({**row, "step": []}).items():
-                            self.writer.add_scalar(tag, number, step)
-                self.writer.flush()
-            except OSError as error:
-                warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=3)
+        except ModuleNotFoundError:
+            return
+        try:
+            self.writer = self.writer or SummaryWriter(folder / "tensorboard")
+            for row in (row for row in history.rows if row["step"] > self.written):
+                self.written = step = row["step"]
+                for tag, number in _flat({**row, "step": []}).items():
+                    self.writer.add_scalar(tag, number, step)
+            self.writer.flush()
+        except OSError as error:
+            warnings.warn(f"no TensorBoard scalars after iteration {self.written}: {error}", stacklevel=3)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

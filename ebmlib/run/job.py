@@ -57,7 +57,7 @@ class Job:
 
     def show(self, rows: Iterable[results.Row]) -> None:
         """Finish the run, if anything was saved in it, and show its rows, then the committed ones of the notebook."""
-        if self.run is not None and (self.run.folder / "run.json").exists():
+        if self.run is not None and parallel.once(lambda: (self.run.folder / "run.json").exists()):
             self.run.finish()
         results.show(rows)
         results.show_committed(self.notebook, self.preset)
@@ -75,6 +75,7 @@ def start(cls: type[Settings], namespace: Mapping[str, Any]) -> Job:
     if getattr(cfg, "deterministic", False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product on a GPU
     device = training.pick_device(common.pop("device"))
+    parallel.join(device)
     if device.type == "cuda" and preset == "quick":
         print("A GPU is here: -p preset gpu is meant for about 10 minutes on one.")
     common["dataset"] = cfg.true_name(common["dataset"])

@@ -7,6 +7,7 @@ that of one process in distribution, not digit by digit. With one process nothin
 import contextlib
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,22 @@ from ebmlib.run.checkpoint import digest
 _alone = False  # within `once`, where the first process must not wait for the others
 
 
+def join(device: torch.device) -> None:
+    """Join the processes that torchrun or accelerate started, if one did, and take the GPU of this one's number.
+
+    `run.job.start` calls it. ValueError if `device` names a GPU by its number.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        return
+    if device.index is not None:
+        raise ValueError(f"device = '{device}': every process takes a GPU of its own, so leave the number out")
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
 def size() -> int:
-    """How many processes train together; 1 without a process group (`ebmlib.run.launch` makes one)."""
+    """How many processes train together; 1 where none were joined."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

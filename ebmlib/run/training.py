@@ -267,14 +267,11 @@ def _terms(optimizer: Any, batches: Any) -> dict[str, Any]:
 
 
 def _loss(given: Any) -> tuple[Tensor, Stats]:
-    """What a step returned; ValueError unless it is (loss, stats) with one number that has a gradient."""
+    """What a step returned; ValueError unless it is (loss, stats)."""
     match given:
-        case Tensor() as loss, Mapping() if loss.numel() == 1 and loss.requires_grad:
+        case Tensor(), Mapping():
             return given
-        case Tensor() as loss, Mapping():
-            got = f"a loss of shape {tuple(loss.shape)} with {'a' if loss.requires_grad else 'no'} gradient"
-        case _:
-            got = ", ".join(type(part).__name__ for part in (given if isinstance(given, tuple) else [given]))
+    got = ", ".join(type(part).__name__ for part in (given if isinstance(given, tuple) else [given]))
     raise ValueError(f"step must return (loss, stats): one number with a gradient, and a mapping; got {got}")
 
 
@@ -343,7 +340,7 @@ def fit(
     A stat is a 0- or 1-d tensor, or a plain number that is summed (`History.total`); `clock` adds "cpu_seconds". With a
     `run`, a checkpoint is written every `save_every` iterations, at the end and on Ctrl-C, and one that is there is
     continued, bit-identically on the CPU: it holds `generators`, batches.rng, torch's generator and `state`, too.
-    `warmup` is linear, `cosine` decays to 0. Several processes (`run.launch`) call it alike; the first one's are kept.
+    `warmup` is linear, `cosine` decays to 0. Several processes (`parallel`) call it alike; the first one's are kept.
     Diverged if |loss| > bound or is not finite, or a stat named in the mapping `bound`. OutOfMemory says what to lower.
     """
     if clip_norm is not None and not 0 < clip_norm < math.inf:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ebmlib.nets.wideresnet import HEADS, PRECISIONS
+from ebmlib.nets.wideresnet import HEADS, PRECISIONS, STEMS
 from ebmlib.papers.recovery import VARIANTS, noising
 from ebmlib.settings.value import PRESETS, Ints, Settings, even, value
 
@@ -75,6 +75,7 @@ class DRLImages(Settings):
     width: int = value(128, "Table 4", both=128, small=16, smoke=4, gpu=64, low=4, check=even)
     multipliers: Ints = value((1, 2, 2, 2), "Table 4", both=(1, 2, 2, 2), cpu=(1, 3, 6))
     blocks: int = value(5, "Table 5; README", text=5, code=8, small=1, gpu=2, low=1)
+    stem: int = value(1, "stride of the first convolution", both=1, allowed=tuple(STEMS))
     head: str = value("time", "Table 4", text="dense", code="time", allowed=HEADS)
     spectral: bool = value(True, "Appendix B", both=True, cpu=False)
     batch: int = value(256, "Table 5", both=256, smoke=8, quick=16, cpu=32, low=1)
