@@ -10,8 +10,6 @@ quadrature. Writes data/results/methods_ebmkit.json. A finished seed is kept und
 
 import argparse
 import ast
-import importlib.metadata
-import inspect
 import math
 import platform
 import sys
@@ -21,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import peers
 import torch
 from torch import Tensor
 
@@ -40,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from book import dependencies
 
 ROOT = Path(__file__).resolve().parents[1]
-WANTED = "0.16.0"
+WANTED = peers.VERSIONS["ebmkit"]
 MOONS = densities.by_name("two-moons")  # the law of ebm.datasets.two_moons(noise=0.1): noise .1, same shift and scale
 FACTOR = 4.5 / MOONS.box  # our nets see the data's box with half side 4.5, as in the chapters
 TRAIN, BATCH, SAMPLES, STEPS_AT_TEST = 8192, 256, 5000, 500
@@ -206,19 +205,7 @@ def code_hash() -> str:
     """Eight hex digits over this script and the library's modules that it reaches, but for how pages show things."""
     code = ast.parse(Path(__file__).read_text())
     found = dependencies.parts(ROOT, "ebmlib", code, [], without=("ebmlib/page/",))
-    return checkpoint.key_hash(found | {"script": ast.dump(code)})[:8]
-
-
-def settings_hash(options: dict[str, int]) -> str:
-    """Twelve hex digits over what both libraries are given: data, sizes, and the options of every method."""
-    given = {name: {**_defaults(method), **options} for name, method in METHODS.items()}
-    sizes = {"train": TRAIN, "batch": BATCH, "samples": SAMPLES, "steps": STEPS_AT_TEST, "cells": CELLS}
-    return checkpoint.key_hash({"dataset": "two-moons", "ebmkit": WANTED, **sizes, "methods": given})
-
-
-def _defaults(method: Callable[..., Trained]) -> dict[str, float]:
-    chosen = inspect.signature(method).parameters.items()
-    return {name: option.default for name, option in chosen if option.default is not inspect.Parameter.empty}
+    return checkpoint.key_hash(found | {"script": ast.dump(code), "ebmkit": WANTED})[:8]
 
 
 def kept(seed: int, code: str, options: dict[str, int]) -> list[results.Row]:
@@ -230,23 +217,14 @@ def kept(seed: int, code: str, options: dict[str, int]) -> list[results.Row]:
     return results.load(path)[0]
 
 
-def check_ebmkit() -> None:
-    """One sentence where the other library is missing or is another version."""
-    try:
-        found = importlib.metadata.version("ebmkit")
-    except importlib.metadata.PackageNotFoundError:
-        raise SystemExit("ebmkit is not installed: make compare brings it, or pip install -e '.[compare]'") from None
-    if found != WANTED:
-        raise SystemExit(f"this comparison is with ebmkit {WANTED}; installed is {found}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--iterations", type=int, help="of every method, to try it")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    check_ebmkit()
+    if reason := peers.missing("ebmkit"):
+        raise SystemExit(reason["ebmkit"])
     torch.set_num_threads(1)
     options = {"iterations": given.iterations} if given.iterations else {}
     commit, code = results.git_commit(ROOT), code_hash()
@@ -256,7 +234,7 @@ def main() -> None:
     if code_hash() != code:
         raise SystemExit("the code has changed since the first seed started, so no rows are written; start again")
     meta = {"title": TITLE, "note": NOTE, "commit": commit, "command": "make compare", "seeds": given.seeds}
-    meta["settings"] = settings_hash(options)
+    meta["code"] = code  # the settings of every method are in it
     meta["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "ebmkit": WANTED}
     meta["hardware"] = results.hardware()
     out = given.out or (KEPT / "tried.json" if options else OUT)

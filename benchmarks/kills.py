@@ -9,6 +9,7 @@ length, resumed to the end, and its last checkpoint and log are compared with th
 """
 
 import argparse
+import multiprocessing
 import os
 import random
 import shutil
@@ -59,23 +60,24 @@ def train(folder: Path, iterations: int = ITERATIONS) -> None:
     training.fit(step, training.Draws(target.sample, 32, rng), iterations=iterations, progress=False, **parts)
 
 
-def in_child(folder: Path) -> int:
-    """Starts the run in a process of its own; a fork, because importing torch a hundred times would take an hour."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its complaint would be one of a hundred
-        train(folder)
-        status = 0
-    finally:
-        os._exit(status)
+def quietly(folder: Path) -> None:
+    """The run in `folder` without its complaints, which would be one of a hundred."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    train(folder)
 
 
-def ended(pid: int) -> int:
-    """Waits for a process; its exit status, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def in_child(folder: Path, wait: float | None = None) -> int:
+    """Exit status of the run in a process of its own, minus the signal that ended it; killed after `wait` seconds.
+
+    The process is a fork, because importing torch a hundred times would take an hour.
+    """
+    child = multiprocessing.get_context("fork").Process(target=quietly, args=(folder,))
+    child.start()
+    if wait is not None:
+        time.sleep(wait)
+        child.kill()
+    child.join()
+    return child.exitcode
 
 
 def fingerprint(folder: Path) -> tuple[str, bytes]:
@@ -95,13 +97,10 @@ def moment(folder: Path) -> str:
 
 def one_kill(folder: Path, wait: float) -> tuple[str | None, bool]:
     """(where the kill fell, whether the resumed run was able to end); None if the run was over before it."""
-    pid = in_child(folder)
-    time.sleep(wait)
-    os.kill(pid, signal.SIGKILL)
-    if ended(pid) != -signal.SIGKILL:
+    if in_child(folder, wait) != -signal.SIGKILL:
         return None, False
     where = moment(folder) if folder.exists() else "before the folder was there"
-    return where, ended(in_child(folder)) == 0
+    return where, in_child(folder) == 0
 
 
 def count(kills: int, seed: int) -> tuple[Counter, int, int, float]:
@@ -109,7 +108,7 @@ def count(kills: int, seed: int) -> tuple[Counter, int, int, float]:
     pick, where, resumed, identical = random.Random(seed), Counter(), 0, 0
     with tempfile.TemporaryDirectory() as room:
         began = time.perf_counter()
-        if ended(in_child(Path(room) / "whole")):
+        if in_child(Path(room) / "whole"):
             raise SystemExit("the run that nobody kills did not end")
         seconds, whole = time.perf_counter() - began, fingerprint(Path(room) / "whole")
         while where.total() < kills:

@@ -27,14 +27,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from export import bundle
+
 from ebmlib.page import results
 from ebmlib.run import checkpoint
 from ebmlib.settings import resolve
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from export import bundle
-
 from book import dependencies, runner
 from book.project import Project
 
@@ -215,13 +214,8 @@ def main() -> None:
                 rows = [row for found in pool.map(run, runs) for row in found]
             write(runs, rows, commit)
     finally:
-        show_left(plan)
-
-
-def show_left(plan: Sequence[Sequence[Run]]) -> None:
-    """Print the runs that are not done, and for how long each has run."""
-    for run in (run for runs in plan for run in runs if not run.executed.exists()):
-        print(f"left: {run.name}, {run.seconds / 60:.0f} minutes so far", flush=True)
+        for left in (run for runs in plan for run in runs if not run.executed.exists()):
+            print(f"left: {left.name}, {left.seconds / 60:.0f} minutes so far", flush=True)
 
 
 if __name__ == "__main__":

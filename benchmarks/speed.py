@@ -14,7 +14,6 @@ weights that take gradients, as people write it.
 import argparse
 import copy
 import gc
-import importlib.metadata
 import itertools
 import json
 import multiprocessing
@@ -33,6 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import peers
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -56,7 +56,6 @@ from ebmlib.settings.drl import DRLImages
 from ebmlib.settings.resolve import resolved
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = {"torchebm": "0.8.9", "ebmkit": "0.16.0"}
 COMPILED = {"compiled": "compile+channels-last", "compiled, reduce-overhead": "compile:reduce-overhead+channels-last"}
 OURS = ("langevin", *COMPILED)
 MAY_FAIL = (*COMPILED, "torchebm, fused kernel")  # need a compiler: without one, a reason
@@ -414,18 +413,12 @@ def drl_step(net: TimeWideResNet, tables: recovery.Noising, K: int, rng: torch.G
 
 
 def flops(cfg: DRLImages) -> int:
-    """Floating-point operations of one training iteration; two short chains, on tensors without contents, give it."""
-
-    def counted(K: int) -> int:
-        with FakeTensorMode():
-            net, tables = drl_net(cfg), recovery.noising(cfg.T, cfg.b2, cfg.variant)
-            x = torch.randn(cfg.batch, 3, cfg.size, cfg.size)
-            with FlopCounterMode(display=False) as counter:
-                drl_step(net, tables, K, None)(x)[0].backward()
-        return counter.get_total_flops()
-
-    first = counted(1)
-    return first + (cfg.K - 1) * (counted(2) - first)
+    """Floating-point operations of one training iteration, counted on tensors without contents."""
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        net, tables = drl_net(cfg), recovery.noising(cfg.T, cfg.b2, cfg.variant)
+        x = torch.randn(cfg.batch, 3, cfg.size, cfg.size)
+        drl_step(net, tables, cfg.K, None)(x)[0].backward()
+    return counter.get_total_flops()
 
 
 def resident(key: str) -> int | None:
@@ -488,16 +481,7 @@ def train(preset: str, mode: str, device_name: str, iterations: int, skipped: in
     about |= {"preset": preset, "engine": mode, "iterations": iterations, "weights": parameter_count(net)}
     about |= {"seconds": spread(seconds), "per_second": spread(1 / s for s in seconds), "flops": flops(cfg)}
     about["profile"] = where_time_goes(lambda: step(x)[0].backward(), device)
-    return about | {
-        "memory": memory,
-        "memory_is": "not measured: this system has no /proc" if memory is None else means,
-    }
-
-
-def in_a_new_process(*arguments: Any) -> dict[str, Any]:
-    """What `train` measures where nothing else was allocated before."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(train, *arguments).result()
+    return about | {"memory": memory, "memory_is": means if memory else "not measured: this system has no /proc"}
 
 
 def share(row: Mapping[str, Any], device: torch.device, card: str) -> dict[str, Any]:
@@ -518,9 +502,14 @@ def trainings(device: torch.device, tiny: bool) -> dict[str, Callable[[], list[d
 
 
 def timed(preset: str, mode: str, device: torch.device, tiny: bool) -> list[dict[str, Any]]:
-    """The row of one training; the reason in its place where an engine other than the plain one cannot do it."""
+    """The row of one training in a new process, where nothing else was allocated before.
+
+    Where an engine other than the plain one cannot do it, the reason stands in its place.
+    """
+    iterations, skipped = (2, 1) if tiny else (15, 3)
     try:
-        row = in_a_new_process(preset, mode, str(device), 2 if tiny else 15, 1 if tiny else 3)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            row = pool.submit(train, preset, mode, str(device), iterations, skipped).result()
     except Exception as error:
         if mode == "plain":
             raise
@@ -552,18 +541,6 @@ class Parts:
         return self.done[name]["rows"]
 
 
-def missing_peers() -> dict[str, str]:
-    """peer: one sentence why it cannot be compared with."""
-    found = {}
-    for name, wanted in PEERS.items():
-        try:
-            if (version := importlib.metadata.version(name)) != wanted:
-                found[name] = f"this benchmark is with {name} {wanted}; installed is {version}"
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = f"{name} is not installed: make bench brings it, or pip install -e '.[bench]'"
-    return found
-
-
 def write(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.atomic(path) as draft:
@@ -579,8 +556,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run of this commit")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device is at hand, so nothing of it is measured")
     known = [case.key for case in cases(torch.device(given.device), given.dry_run)]
     if unknown := sorted(set(given.only or ()) - set(known)):
         raise SystemExit(f"no case is called {', '.join(unknown)}; there are {', '.join(known)}")
@@ -598,14 +573,14 @@ def meta(given: argparse.Namespace, device: torch.device, left_out: Mapping[str,
     arguments = " ".join(re.sub(r"--(out[ =]\S+|resume)", "", " ".join(sys.argv[1:])).split())
     command = "make bench" + f' ARGS="{arguments}"' * bool(arguments)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {name: version for name, version in PEERS.items() if name not in left_out}
+    versions |= {name: version for name, version in peers.VERSIONS.items() if name not in left_out}
     about = {"command": command, "commit": results.git_commit(ROOT), "device": given.device, "dry_run": given.dry_run}
     return about | {"versions": versions, "hardware": results.hardware(device), "threads": torch.get_num_threads()}
 
 
 def main() -> None:
     given = options()
-    device, left_out = torch.device(given.device), missing_peers()
+    device, left_out = torch.device(given.device), peers.missing(*peers.VERSIONS)
     if left_out and not given.dry_run:
         raise SystemExit("; ".join(left_out.values()))
     if given.no_compile:

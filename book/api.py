@@ -49,12 +49,8 @@ def section(project: Project, module: str) -> str:
     return "\n".join(["```{eval-rst}", *lines, "```"])
 
 
-def public_names(source: str) -> list[str]:
-    """Functions, classes and constants that a module defines at its top, in its own order."""
-    return [name for node in ast.parse(source).body for name in _names(node)]
-
-
 def _names(node: ast.stmt) -> list[str]:
+    """The public functions, classes and constants that a statement at a module's top defines."""
     names = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else assigned(node)
     return [name for name in names if not name.startswith("_")]
 

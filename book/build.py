@@ -92,7 +92,6 @@ def make_pages(project: Project, outcomes: list[Outcome]) -> str:
         shutil.rmtree(new)
         return "pages unchanged"
     seconds = run_jupyter_book(project, new, strict)
-    give_icon(new / "_build" / "html")
     cards.tag_first_page(new / "_build" / "html")
     problems = [f"requests another host: {line}" for line in checks.external_requests(new / "_build" / "html")]
     problems += [f"dead link: {line}" for line in checks.dead_links(new / "_build" / "html") if strict]
@@ -126,13 +125,6 @@ def run_jupyter_book(project: Project, folder: Path, strict: bool) -> float:
         where = f"All it said is in build/{log.name}"
         raise Refused(f"jupyter-book failed; the pages served before stay. {where}:\n  {shown}")
     return time.monotonic() - start
-
-
-def give_icon(site: Path) -> None:
-    """The book's icon for Jupyter Book's bare redirect: without one a browser may ask for /favicon.ico, and fail."""
-    page, icon = site / "index.html", site / "_static" / "favicon.svg"
-    if icon.is_file():
-        page.write_text(page.read_text() + '<link rel="icon" href="_static/favicon.svg">\n')
 
 
 def swap(new: Path, served: Path) -> None:

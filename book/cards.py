@@ -29,11 +29,14 @@ def settings(site: str, title: str) -> dict[str, Any]:
 
 
 def tag_first_page(pages: Path) -> None:
-    """The first page's tags on Jupyter Book's bare redirect too: the site's own address is what people share."""
+    """The first page's tags on Jupyter Book's bare redirect too: the site's own address is what people share.
+
+    And its icon: without one a browser may ask for /favicon.ico, and fail.
+    """
     first, redirect = pages / "book" / "index.html", pages / "index.html"
-    if first.is_file():
-        tags = re.findall(r'<meta (?:property="og:|name="(?:description|twitter:))[^>]*>', first.read_text("utf-8"))
-        redirect.write_text("\n".join([redirect.read_text("utf-8").rstrip(), *tags, ""]), encoding="utf-8")
+    tags = re.findall(r'<meta (?:property="og:|name="(?:description|twitter:))[^>]*>', first.read_text("utf-8"))
+    lines = [redirect.read_text("utf-8").rstrip(), '<link rel="icon" href="_static/favicon.svg">', *tags, ""]
+    redirect.write_text("\n".join(lines), encoding="utf-8")
 
 
 def without_citations(app: Any, page: str, template: str, context: dict, doctree: Any) -> None:

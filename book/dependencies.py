@@ -78,37 +78,30 @@ def reached_modules(
 ) -> dict[Path, ast.Module]:
     """The package's modules that `code` imports, directly or through one another, without their docstrings."""
     reached: dict[Path, ast.Module] = {}
-    waiting = list(imported_names(code, ""))
+    waiting = list(imported_names(code))
     while waiting:
-        for path, module in _files_of(root, package, waiting.pop()):
+        for path in _files_of(root, package, waiting.pop()):
             if path not in reached and not path.relative_to(root).as_posix().startswith(without):
                 reached[path] = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
-                inside = module if path.name == "__init__.py" else module.rpartition(".")[0]
-                waiting += imported_names(reached[path], inside)
+                waiting += imported_names(reached[path])
     return dict(sorted(reached.items()))
 
 
-def imported_names(tree: ast.Module, inside: str) -> Iterator[str]:
-    """Dotted names that may be modules; `inside` is the package that relative imports start from."""
+def imported_names(tree: ast.Module) -> Iterator[str]:
+    """Dotted names that may be modules; the library has no relative imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = inside.split(".")
-            parents = above[: len(above) - node.level + 1] if node.level else []
-            base = ".".join([*parents, *filter(None, [node.module])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _files_of(root: Path, package: str, name: str) -> Iterator[tuple[Path, str]]:
+def _files_of(root: Path, package: str, name: str) -> Iterator[Path]:
     """The file of a dotted name and of each package above it, where they are the package's own."""
     words = name.split(".")
     for end in range(1, len(words) + 1) if words[0] == package else ():
         stem = root.joinpath(*words[:end])
-        for path in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
-            if path.is_file():
-                yield path, ".".join(words[:end])
+        yield from filter(Path.is_file, (stem / "__init__.py", stem.with_name(stem.name + ".py")))
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:

@@ -153,5 +153,5 @@ def over_budget(project: Project, records: dict[str, Record]) -> list[str]:
     faster = {n: project.reference / r.calibration for n, r in records.items() if project.reference and r.calibration}
     took = {name: record.cpu * faster.get(name, 1.0) for name, record in records.items()}
     said = [(f"{name} took", seconds, "its", limits[name]) for name, seconds in took.items()]
-    said.append(("All notebooks took", sum(took.values()), "their", project.total_limit))
+    said.append(("All notebooks took", sum(took.values()), "their", project.table()["total"]))
     return [f"{what} {s:.0f} s; {whose} limit is {limit:.0f} s." for what, s, whose, limit in said if s > limit]

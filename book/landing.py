@@ -12,7 +12,7 @@ from pathlib import Path
 
 from book.execution import Outcome
 from book.papers import Rows, taken
-from book.project import figure
+from book.project import figure, raw
 from ebmlib.page import results
 
 
@@ -26,22 +26,21 @@ def substitutions(papers: list[dict], outcomes: list[Outcome], rows: Rows, asset
         f'<div class="ebm-landing"><div class="ebm-hero">{moving}</div>'
         f'<ol class="ebm-cards" aria-label="The papers">{items}</ol></div>'
     )
-    return {"landing": f"```{{raw}} html\n{page}\n```"}
+    return {"landing": raw(page)}
 
 
 def _item(title: str, card: dict, outcomes: list[Outcome], rows: Rows, assets: Path) -> str:
     picture = _picture(card, outcomes)
+    if rows.complete and picture is None:
+        raise LookupError(f"the first page asks for {card['figure']}; the build has not made it.")
     asked = [(label, rows.of(card["notebook"], name, dataset)) for label, name, dataset in card["ours"]]
-    answered = all(found for _, found in asked)
-    if rows.complete and (picture is None or not answered):
-        raise LookupError(f"the first page asks for {card['figure']} and {card['ours']}; the build has not made both.")
     shown = ""
     if picture is not None:
         name = f"card-{card['notebook']}.png"
         (assets / name).write_bytes(picture)
         shown = f'<img src="../_static/{name}" alt="{html.escape(card["alt"])}">'
     ours, about = "ours: not in this build", card["where"]
-    if answered:
+    if all(found for _, found in asked):
         first = asked[0][1]
         numbers = [(label, results.quantity(found[0].value, found[0].se)) for label, found in asked]
         values = ", ".join(f"{label} <strong>{number}</strong>".strip() for label, number in numbers)

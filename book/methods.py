@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import takewhile
 from pathlib import Path
 
 from book.execution import Outcome
 from book.papers import Rows, taken
-from book.project import figure
+from book.project import reprinted
 
 KL, MMD = MEASURES = "KL to the truth", "MMD^2 of samples"
 FIGURE = "fig-methods-rows"
@@ -27,21 +26,12 @@ def substitutions(rows: Rows, outcomes: list[Outcome], assets: Path) -> dict[str
         return {"methods_source": nothing, "methods_figure": "", "methods_best": ""}
     targets = list(dict.fromkeys(target for method in found.values() for target, _ in method))
     any_row = next(iter(next(iter(found.values())).values()))
+    notebook = next((outcome.notebook for outcome in outcomes if outcome.plan.name == "methods_toy"), None)
     return {
         "methods_source": f"{taken(any_row)}, {any_row.device}",
-        "methods_figure": _figure(outcomes, assets),
+        "methods_figure": reprinted(notebook, FIGURE, assets / "methods-rows.png", "ebm-methods", "_assets/"),
         "methods_best": "\n".join(_best(found, target) for target in targets),
     }
-
-
-def _figure(outcomes: list[Outcome], assets: Path) -> str:
-    """The figure of the executed comparison with a link to where it is drawn; nothing where it was not executed."""
-    drawn = next((figure(o.notebook, FIGURE) for o in outcomes if o.plan.name == "methods_toy"), None)
-    if drawn is None:
-        return ""
-    (assets / "methods-rows.png").write_bytes(drawn[0])
-    alt = json.dumps(drawn[1], ensure_ascii=False)
-    return f"```{{figure}} _assets/methods-rows.png\n:alt: {alt}\n\n%\n\nFrom {{numref}}`{FIGURE}`.\n```"
 
 
 def _by_method(rows: Rows) -> Found:

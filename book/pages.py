@@ -13,7 +13,7 @@ import yaml
 
 from book import api, cards, landing, methods, papers, performance, recipes
 from book.execution import Outcome
-from book.project import Project, figure, read_notebook, tags
+from book.project import Project, raw, read_notebook, reprinted, tags
 from ebmlib.page import playground, results
 
 # Beside the package, for literalinclude: pages show the tested code itself. And pages are built again after a change.
@@ -38,7 +38,7 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
     for outcome in outcomes:
         name, entry = outcome.plan.name, table.get(outcome.plan.name, {})
         if outcome.notebook is not None:
-            parts = opening(outcome, entry.get("opening"), notebooks, rows), headline(name, entry, rows)
+            parts = opening(outcome, entry.get("opening", ""), notebooks, rows), headline(name, entry, rows)
             page = notebook_page(outcome, "\n\n".join(filter(None, parts)))
             text = json.dumps(page, ensure_ascii=False, indent=1)
             (notebooks / f"{name}.ipynb").write_text(text + "\n", encoding="utf-8")
@@ -48,7 +48,9 @@ def stage(project: Project, outcomes: list[Outcome], folder: Path) -> None:
         names.write_text(api.by_room(project, names.read_text(encoding="utf-8")), encoding="utf-8")
     filled_in = committed_numbers(project) | api.substitutions(project) | {"recipes": recipes.table()}
     if (project.root / "book" / "papers").is_dir():
-        (folder / "book" / "paper_tables.md").write_text(papers.page(project, rows), encoding="utf-8")
+        tables = folder / "book" / "paper_tables.md"
+        text = tables.read_text(encoding="utf-8").replace("{{ paper_tables }}", papers.page(project, rows))
+        tables.write_text(text, encoding="utf-8")
         filled_in |= methods.substitutions(rows, outcomes, assets)
         filled_in |= landing.substitutions(papers.load(project.root / "book" / "papers"), outcomes, rows, assets)
     if (project.root / "book" / "performance.md").is_file():
@@ -112,30 +114,18 @@ def without_pages(toc: dict, missing: set[str]) -> dict:
     return toc
 
 
-def opening(outcome: Outcome, name: str | None, folder: Path, rows: papers.Rows) -> str:
+def opening(outcome: Outcome, name: str, folder: Path, rows: papers.Rows) -> str:
     """What a page opens with: its figure `name`, written into `folder`, with a link to the place where it is drawn."""
-    found = figure(outcome.notebook, name) if name else None
-    if found is None:
-        if name and rows.complete:
-            raise LookupError(
-                f"book/notebooks.toml opens {outcome.plan.name} with {name}; its run drew no such figure."
-            )
-        return ""
-    file = f"{outcome.plan.name}-opening.png"
-    (folder / file).write_bytes(found[0])
-    # Sphinx numbers what has a caption: an empty comment stands in its place, and the words are a legend.
-    alt = json.dumps(found[1], ensure_ascii=False)
-    return f"```{{figure}} {file}\n:alt: {alt}\n:figclass: ebm-opening\n\n%\n\nFrom {{numref}}`{name}`.\n```"
+    shown = reprinted(outcome.notebook, name, folder / f"{outcome.plan.name}-opening.png", "ebm-opening")
+    if name and not shown and rows.complete:
+        raise LookupError(f"book/notebooks.toml opens {outcome.plan.name} with {name}; its run drew no such figure.")
+    return shown
 
 
 def headline(name: str, entry: dict, rows: papers.Rows) -> str:
     """The rows that the builder's table names for a page's opening, the paper's number beside each."""
-    lines = []
-    for what, dataset in entry.get("headline", []):
-        found = rows.of(name, what, dataset)
-        if not found and rows.complete:
-            raise LookupError(f"book/notebooks.toml opens {name} with {what!r} on {dataset!r}; no run made such a row.")
-        lines += [f"- {papers.sentence(found[0], found)}"] if found else []
+    asked = [rows.of(name, what, dataset) for what, dataset in entry.get("headline", [])]
+    lines = [f"- {papers.sentence(found[0], found)}" for found in asked if found]
     return "\n".join(["```{admonition} What came out", ":class: note", *lines, "```"]) if lines else ""
 
 
@@ -165,13 +155,10 @@ def notebook_page(outcome: Outcome, first: str = "") -> dict:
 
 def _open(notebook: dict, outcome: Outcome, first: str) -> None:
     """Put `first` behind the text of the first cell that has any, and a banner below its title if the page is stale."""
-    cell = next((cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"), None)
-    if cell is None:
-        cell = {"cell_type": "markdown", "id": "opening", "metadata": {}, "source": ""}
-        notebook["cells"].insert(0, cell)
+    cell = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     text = cell["source"]
     if outcome.error is not None:
-        title, line, rest = text.partition("\n") if re.match(r"#\s", text) else ("", "\n", text)
+        title, line, rest = text.partition("\n")
         text = f"{title}\n\n{_banner(outcome)}\n{line}{rest}"
     cell["source"] = f"{text}\n\n{first}".strip()
 
@@ -223,7 +210,7 @@ def results_page(project: Project, outcomes: list[Outcome]) -> str:
             missing = "Its page is missing: the notebook failed."
             lines += [f"## {_title(outcome)}", "", missing if outcome.notebook is None else source, ""]
         for heading, table in tables:
-            lines += [heading, "", "```{raw} html", table, "```", ""]
+            lines += [heading, "", raw(table), ""]
     names = {outcome.plan.name for outcome in outcomes}
     for path in papers.committed_files(project):
         if path.stem not in names:
@@ -251,7 +238,7 @@ def _section_of(path: Path) -> list[str]:
     rows, meta = results.load(path)
     words = [meta["note"], ""] if "note" in meta else []
     lines = [f"## {meta.get('title', path.stem)}", "", *words, _source(path), ""]
-    return [*lines, "```{raw} html", results.as_html(results.summary(rows)), "```", ""]
+    return [*lines, raw(results.as_html(results.summary(rows))), ""]
 
 
 def _source(path: Path) -> str:

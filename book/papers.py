@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from book.execution import Outcome
-from book.project import Project
+from book.project import Project, raw
 from ebmlib.page import results, shown
 
 OURS = ("ours", "not run, or what differs", "command")  # behind the paper's own columns
@@ -30,8 +30,12 @@ class Rows:
     complete: bool  # whether every notebook's page was made at quick: then a row that is missing is an error
     seeds: dict[tuple[str, str, str], list] = field(default_factory=dict)  # those of each seed behind the first mean
 
-    def of(self, notebook: str, name: str, dataset: str) -> list:
-        return self.found.get((notebook, name, dataset), [])
+    def of(self, notebook: str, name: str, dataset: str, at: str = "") -> list:
+        """Those of one name whose protocol ends with `at`; LookupError where a complete book has none."""
+        rows = [row for row in self.found.get((notebook, name, dataset), []) if row.protocol.endswith(at)]
+        if not rows and self.complete:
+            raise LookupError(f"the book shows {name!r} of {notebook} on {dataset!r} {at}, and no run made such a row.")
+        return rows
 
 
 def committed_files(project: Project) -> list[Path]:
@@ -82,24 +86,14 @@ def load(folder: Path) -> list[dict]:
 
 
 def page(project: Project, rows: Rows) -> str:
-    """The page of all tables as Markdown; LookupError where a table names a row of ours that no run made."""
-    lines = [
-        "# The papers' tables",
-        "",
-        "Every row of the papers' tables of results, and the results that are in their prose alone. Beside each row: "
-        "what we measured, at which preset, with one standard error where there is one; why the paper's own setting "
-        "was not run, or in what ours differs; and the command that runs it, or, where no notebook can, the one that "
-        "makes our row. No number of ours is typed by hand. Rows of other works that a paper compares itself with are "
-        "folded; we did not check them. Everything that we measured, with protocol, seeds and hardware, is listed "
-        "under {doc}`results`.",
-        "",
-    ]
+    """All tables as Markdown; LookupError where a table names a row of ours that no run made."""
+    lines: list[str] = []
     for paper in load(project.root / "book" / "papers"):
         lines += [f"## {paper['title']}", "", f"{{cite:t}}`{paper['cite']}`. {paper.get('note', '')}".rstrip(), ""]
         for table in paper["table"]:
             lines += [f"### {table['source'][0].upper()}{table['source'][1:]}: {table['title']}", ""]
             lines += [table["note"], ""] if table.get("note") else []
-            lines += ["```{raw} html", _table(table, rows), "```", ""]
+            lines += [raw(_table(table, rows)), ""]
     return "\n".join(lines)
 
 
@@ -130,10 +124,7 @@ def _answer(row: dict, rows: Rows) -> list[str]:
 
 def _answers(asked: dict, rows: Rows) -> list[str]:
     """HTML for each row of ours that was asked for: value, preset, seeds, data set."""
-    found = rows.of(asked["notebook"], asked["name"], asked["dataset"])
-    found = [row for row in found if row.protocol.endswith(asked.get("at", ""))]
-    if not found and rows.complete:
-        raise LookupError(f"book/papers asks for {asked}, and no run made such a row.")
+    found = rows.of(asked["notebook"], asked["name"], asked["dataset"], asked.get("at", ""))
     # each_seed: for rows whose seeds are so far apart that a mean describes none of them.
     each = rows.seeds.get((asked["notebook"], asked["name"], asked["dataset"]), []) if asked.get("each_seed") else []
     text = lambda row: ", ".join(map(value, each)) if each and isinstance(row.seed, list) else value(row)

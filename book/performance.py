@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from book.papers import html_table
+from book.project import raw
 
 COMMANDS = {"cpu": "make bench", "cuda": 'make bench ARGS="--device cuda"'}
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
@@ -68,7 +69,7 @@ def reached(goal: Goal, content: dict) -> tuple[float, str] | str:
 
 def training_share(content: dict) -> tuple[float, str] | str:
     """The best preset's median share of the card's rate."""
-    where = lambda row: f"preset {row['preset']}, engine {row.get('engine', 'plain')}"
+    where = lambda row: f"preset {row['preset']}, engine {row['engine']}"
     shares = [(row["share"]["median"], where(row)) for row in content["training"] if row["share"]]
     reasons = [row["share_is"] for row in content["training"] if row["share_is"]]
     return max(shares) if shares else (reasons[0] if reasons else MISSING)
@@ -107,10 +108,6 @@ def kills(path: Path) -> str:
     body = [[row["name"], f"{row['value']:.0f} of {row['n']}"] for row in rows]
     about = f"{rows[0]['protocol']}; {rows[0]['device']}, `{meta['command']}` at commit {meta['commit']}."
     return f"{about[0].upper()}{about[1:]}\n\n" + raw(texts(("what", "how many"), body, "Kills"))
-
-
-def raw(table: str) -> str:
-    return f"```{{raw}} html\n{table}\n```"
 
 
 def texts(titles: tuple[str, ...], body: list[list[str]], label: str, words: int = 0) -> str:
@@ -171,7 +168,7 @@ def training(content: dict) -> str:
         blocks = f"{row['blocks']} block{'s' * (row['blocks'] > 1)}"
         net = f"{row['size']} px, width {row['width']}, {blocks}, {row['weights']:,} weights"
         about = f"batch {row['batch']}, T = {row['T']}, K = {row['K']}, {row['precision']}"
-        engine = "" if row.get("engine", "plain") == "plain" else f", engine {row['engine']}"
+        engine = "" if row["engine"] == "plain" else f", engine {row['engine']}"
         memory = "" if row["memory"] is None else f"{row['memory'] / 2**20:,.0f} MiB: "
         share = three(row["share"], lambda v: f"{v:.1%}") + " " if row["share"] else ""
         rate = three(row["per_second"], lambda v: f"{v:.3g}")
@@ -183,8 +180,6 @@ def training(content: dict) -> str:
 
 def profile(row: dict) -> str:
     """The operations that take most of one iteration, and how busy they kept a GPU."""
-    if not row.get("profile"):
-        return MISSING
     operations, busy = row["profile"]["operations"], row["profile"]["busy"]
     parts = ", ".join(f"{part['share']:.0%} {part['operation'].removeprefix('aten::')}" for part in operations)
     return parts if busy is None else f"busy {busy:.0%} of the iteration: {parts}"

@@ -47,10 +47,6 @@ class Project:
         return tomllib.loads((self.root / "book" / "notebooks.toml").read_text())
 
     @property
-    def total_limit(self) -> float:
-        return float(self.table()["total"])
-
-    @property
     def reference(self) -> float | None:
         """What `book.calibration` measured where the limits were set; None where the table does not say."""
         return self.table().get("calibration")
@@ -104,6 +100,26 @@ def figure(notebook: Path | None, name: str) -> tuple[bytes, str] | None:
         if pictures and about.get("figure", {}).get("name") == name:
             return base64.b64decode(pictures[0]), about.get("image", {}).get("alt", "")
     return None
+
+
+def reprinted(notebook: Path | None, name: str, file: Path, kind: str, folder: str = "") -> str:
+    """The figure of this name, written to `file`, as a directive with a link to where it is drawn; "" without one.
+
+    `kind` is a CSS class, `folder` that of the file as seen from the page.
+    """
+    found = figure(notebook, name)
+    if found is None:
+        return ""
+    file.write_bytes(found[0])
+    alt = json.dumps(found[1], ensure_ascii=False)
+    about = f"{folder}{file.name}\n:alt: {alt}\n:figclass: {kind}"
+    # Sphinx numbers what has a caption: an empty comment stands in its place, and the words are a legend.
+    return f"```{{figure}} {about}\n\n%\n\nFrom {{numref}}`{name}`.\n```"
+
+
+def raw(page: str) -> str:
+    """HTML as a directive that leaves it as it is."""
+    return f"```{{raw}} html\n{page}\n```"
 
 
 def declared_parameters(path: Path) -> list[str]:

@@ -1,11 +1,8 @@
-"""Scripts of benchmarks/ and notebooks' code cells, run in this process; the fixture `in_process` cleans up."""
+"""Notebooks' code cells, run in this process; the fixture `in_process` cleans up."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,15 +12,6 @@ from ebmlib.page import results
 from ebmlib.run import checkpoint, training
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(name: str) -> ModuleType:
-    """A script of benchmarks/ as a module of its own."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and NamedTuple look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def code_cells(notebook: str) -> list[str]:

@@ -2,19 +2,19 @@
 
 import sys
 
+import against_ebmkit
 import pytest
 import torch
-from cells import script
 
 from ebmlib.page import results
 from ebmlib.run import training
 
 
-@pytest.fixture(scope="module")
-def against():
-    module = script("against_ebmkit")
-    module.SAMPLES, module.STEPS_AT_TEST = 1000, 20
-    return module
+@pytest.fixture
+def against(monkeypatch):
+    monkeypatch.setattr(against_ebmkit, "SAMPLES", 1000)
+    monkeypatch.setattr(against_ebmkit, "STEPS_AT_TEST", 20)
+    return against_ebmkit
 
 
 WHAT = ("seconds of training", "MMD^2", "held-out log-likelihood", "KL to the truth")
@@ -43,32 +43,23 @@ def test_the_truth_is_judged_as_the_truth(against):
         assert not row.name.startswith("MMD^2") or abs(row.value) < 0.005
 
 
-def test_without_ebmkit_it_says_what_to_install(against, monkeypatch):
-    def missing(name):
-        raise against.importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(against.importlib.metadata, "version", missing)
-    with pytest.raises(SystemExit, match=r"^ebmkit is not installed: make compare brings it"):
-        against.check_ebmkit()
-
-
-def test_rows_and_their_file_name_the_settings_and_no_number_of_another_protocol(against, monkeypatch, tmp_path):
+def test_rows_and_their_file_name_the_code_and_no_number_of_another_protocol(against, monkeypatch, tmp_path):
     """With the other library left out: what is judged, kept, averaged and written goes its whole way."""
     monkeypatch.setattr(against, "METHODS", {"ours, CD": against.ours_cd})
     monkeypatch.setattr(against, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(against, "check_ebmkit", lambda: None)
     command = ["x", "--seeds", "0", "1", "--iterations", "1", "--out", str(tmp_path / "out.json")]
     monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(against.peers, "missing", lambda name: {name: "not there"})
+    with pytest.raises(SystemExit, match="not there"):
+        against.main()
+    monkeypatch.setattr(against.peers, "missing", lambda name: {})
     against.main()
     rows, meta = results.load(tmp_path / "out.json")
     assert {row.paper for row in rows} == {None}, "another protocol's number is no paper's"
     assert ".0157" in meta["note"]
     assert [row.seed for row in rows if row.name == "KL to the truth, ours, CD"] == [[0, 1], 0, 1]
     assert {row.preset for row in rows} == {"smoke"}
-    assert meta["settings"] == against.settings_hash({"iterations": 1})
-    assert meta["settings"] != against.settings_hash({})
-    monkeypatch.setattr(against, "BATCH", 128)
-    assert meta["settings"] != against.settings_hash({"iterations": 1})
+    assert meta["code"] == against.code_hash()
 
 
 def test_the_other_side_runs_on_the_same_data(against):

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from book import api, checks, dependencies, recipes
-from book.project import Project, read_notebook, tags
+from book.project import Project, assigned, read_notebook, tags
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -75,7 +75,8 @@ def test_every_public_name_of_the_library_stands_on_the_api_page(smoke_book: Pat
         loaded = importlib.import_module(name)
         source = Path(loaded.__file__).read_text("utf-8")
         defined = {key for key, thing in vars(loaded).items() if getattr(thing, "__module__", None) == name}
-        public = {key for key in defined | set(api.public_names(source)) if not key.startswith("_")}
+        constants = {key for node in ast.parse(source).body for key in assigned(node)}
+        public = {key for key in defined | constants if not key.startswith("_")}
         assert public <= set(vars(loaded))
         missing += [place for place in (f"{name}.{key}" for key in public) if place not in places]
     assert missing == []

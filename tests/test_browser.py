@@ -75,17 +75,31 @@ def complaints(browser: Browser, site: str, page: str) -> list[str]:
     return [f"{page}: {complaint}" for complaint in found]
 
 
-def test_one_page_of_each_kind(browser: Browser, site: str):
-    assert [complaint for page in ONE_OF_EACH_KIND for complaint in complaints(browser, site, page)] == []
+some_and_all = pytest.mark.parametrize(
+    "pages",
+    [
+        pytest.param(ONE_OF_EACH_KIND, id="one of each kind"),
+        pytest.param(None, id="every page", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+    ],
+)
+
+
+@some_and_all
+def test_pages_work(browser: Browser, site: str, smoke_book: Path, pages: tuple[str, ...] | None):
+    chosen = pages or every_page(smoke_book)
+    assert [complaint for page in chosen for complaint in complaints(browser, site, page)] == []
 
 
 def test_the_checks_see_what_they_look_for(browser: Browser, tmp_path: Path):
-    broken = '<title>x</title><img src="gone.png"><span class="math">\\(x\\)</span><script>missing()</script>'
-    (tmp_path / "x.html").write_text(broken + '<img src="http://localhost:9/outside.png">')
+    broken = '<html lang="en" data-theme="light"><title>x</title><p style="color: #bbb">pale</p><img src="gone.png">'
+    broken += '<span class="math">\\(x\\)</span><script>missing()</script><img src="http://localhost:9/outside.png">'
+    (tmp_path / "x.html").write_text(broken)
     with served(tmp_path) as address:
-        found = "\n".join(complaints(browser, address, "x.html"))
+        found = "\n".join([*complaints(browser, address, "x.html"), *browser.axe()])
     for word in ("missing is not defined", "404", "another host: http://localhost:9", "not typeset", "does not load"):
         assert word in found
+    assert "image-alt" in found
+    assert "color-contrast" in found
 
 
 def test_search_finds_pages_without_a_server_of_its_own(browser: Browser, site: str):
@@ -107,27 +121,12 @@ def barriers(browser: Browser, site: str, page: str) -> list[str]:
     return found
 
 
-def test_one_page_of_each_kind_has_no_barrier(browser: Browser, site: str):
-    # The API page has its turn in the slow group: axe takes half a minute on it.
-    pages = [page for page in ONE_OF_EACH_KIND if page != "book/api.html"]
-    assert [finding for page in pages for finding in barriers(browser, site, page)] == []
-
-
-def test_axe_sees_a_barrier(browser: Browser, tmp_path: Path):
-    page = '<html lang="en" data-theme="light"><title>x</title><main><img src="data:," ><p style="color: #bbb">pale</p>'
-    (tmp_path / "x.html").write_text(page)
-    browser.open((tmp_path / "x.html").as_uri())
-    found = "\n".join(browser.axe())
-    assert "image-alt" in found
-    assert "color-contrast" in found
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_no_page_has_a_barrier(browser: Browser, site: str, smoke_book: Path):
-    # index.html at the root is a bare redirect to the first page.
-    pages = [page for page in every_page(smoke_book) if page != "index.html"]
-    assert [finding for page in pages for finding in barriers(browser, site, page)] == []
+@some_and_all
+def test_pages_have_no_barrier(browser: Browser, site: str, smoke_book: Path, pages: tuple[str, ...] | None):
+    # index.html at the root is a bare redirect. The API page has its turn among all: axe takes half a minute on it.
+    left_out = {"index.html", "book/api.html"} if pages else {"index.html"}
+    chosen = [page for page in pages or every_page(smoke_book) if page not in left_out]
+    assert [finding for page in chosen for finding in barriers(browser, site, page)] == []
 
 
 def test_the_first_screen_shows_a_moving_playground_and_the_papers(browser: Browser, site: str):
@@ -259,11 +258,6 @@ def test_a_playground_at_rest_says_what_its_controls_say(browser: Browser, tmp_p
     seed = "const seed = document.querySelector('input[type=number]');"
     browser.run(f"{seed} seed.value = -3; for (const e of ['input', 'change']) seed.dispatchEvent(new Event(e));")
     assert browser.run(f"{seed} return seed.value") == "0"
-
-
-@pytest.mark.slow
-def test_every_page(browser: Browser, site: str, smoke_book: Path):
-    assert [complaint for page in every_page(smoke_book) for complaint in complaints(browser, site, page)] == []
 
 
 @pytest.mark.slow

@@ -6,18 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kills
 import pytest
 import torch
-from cells import script
 
 from ebmlib.run import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "benchmarks" / "kills.py"
 
 
 def test_a_fingerprint_sees_one_bit_and_not_the_seconds(tmp_path):
-    kills = script("kills")
     torch.set_num_threads(1)
     kills.train(tmp_path / "run", iterations=10)
     path = tmp_path / "run" / "step-00000010.safetensors"
@@ -41,7 +39,6 @@ def test_a_fingerprint_sees_one_bit_and_not_the_seconds(tmp_path):
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_folder(tmp_path):
-    kills = script("kills")
     kills.train(tmp_path / "whole", iterations=5)
     info = json.loads((tmp_path / "whole" / "run.json").read_text())
     for left in ([], [".lock"], [".lock", "run.json"], [".lock", "run.json", ".step-00000005.safetensors.1.tmp"]):
@@ -60,7 +57,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_folder(tmp
 def test_kills_are_counted_by_the_command(tmp_path):
     out = tmp_path / "kills.json"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, SCRIPT, "--kills", "4", "--out", out]
+    command = [sys.executable, kills.__file__, "--kills", "4", "--out", out]
     run = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     rows = {row["name"]: row["value"] for row in json.loads(out.read_text())["rows"]}

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import cells
+import export
 import pytest
 import torch
 
@@ -144,9 +145,6 @@ def test_its_file_is_judged_again_to_the_same_numbers(monkeypatch, tmp_path):
 
 def test_the_bundled_file_of_a_run_is_judged_by_its_rounded_weights(tmp_path, monkeypatch):
     """As `make gpu` bundles it: four nets in bfloat16, small, with all that the page shows of a training."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import export
-
     monkeypatch.setattr(export, "SMALL", 0)
     space, _ = run_cells("nets = {")
     space["job"].run.close()
