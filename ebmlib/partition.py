@@ -219,6 +219,8 @@ def lower_bound(log_w: Tensor, delta: float) -> Tensor:
     which is 1 at z = E[w]. The bound is the z at which it is 1 / delta.
     Source: Waudby-Smith and Ramdas (2024), a fixed mixture of bets.
     """
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie between 0 and 1; got {delta!r}")
     log_w, B = log_w.double(), log_w.shape[-1]
     powers = torch.arange(1 + math.ceil(math.log2(B)), device=log_w.device)
     share = 0.5 ** powers.double()

@@ -158,6 +158,9 @@ def test_mmd_is_unbiased_and_its_error_honest(shift):
 
 
 def test_mmd_refuses_what_has_no_meaning():
+    for width in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="bandwidth must be positive and finite"):
+            planar.mmd(normal(5, 2), normal(5, 2), width)
     for x, y in ((normal(5, 2), normal(5, 3)), (normal(3, 2), normal(5, 2)), (normal(5), normal(5))):
         with pytest.raises(ValueError, match="mmd needs samples"):
             planar.mmd(x, y, 1.0)

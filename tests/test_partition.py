@@ -428,6 +428,7 @@ BAD = {
     "betas": (lambda: geometric(len, len, [0, 0.5]), "betas must rise from 0 to 1"),
     "falling betas": (lambda: geometric(len, len, [0, 0.6, 0.5, 1]), r"betas must rise .* got \[0.0, 0.6, 0.5, 1.0\]"),
     "kernels": (lambda: ais([len] * 4, torch.ones(2, 2), [len]), "each of the 2 energies between; got 1"),
+    "delta": (lambda: lower_bound(torch.ones(3), 1.0), "delta must lie between 0 and 1; got 1.0"),
     "nodes": (lambda: from_grid(torch.zeros(3, 3), 2.0, torch.zeros(1, 2)), r"n >= 4; got \(3, 3\)"),
 }
 

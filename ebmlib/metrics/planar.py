@@ -140,6 +140,8 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float) -> tuple[float, float | None]:
     shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 4:
         raise ValueError(f"mmd needs samples (n, d) and (m, d), 4 or more each, got {shapes}.")
+    if not 0 < bandwidth < float("inf"):
+        raise ValueError(f"mmd's bandwidth must be positive and finite, got {bandwidth}.")
     if lost := sum(int((~part.isfinite()).any(1).sum()) for part in (x, y)):
         raise ValueError(f"mmd's samples must be finite; {lost} of {len(x) + len(y)} are not.")
     n, m = len(x), len(y)
