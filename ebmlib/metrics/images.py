@@ -260,22 +260,28 @@ def _shuffled(n: int, rng: torch.Generator | None) -> Tensor:
 
 
 def ladder(images: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
-    """Real images (N, C, H, W) and what is made of them, by name and as large: a scale for the scores of a judge.
+    """Real images (N, C, H, W) and what is made of them, by name.
 
-    With noise (its standard deviation in [-1, 1] units), pooled, N draws of the Gaussian with their mean and
-    covariance, noise from U(-1, 1), and their mean image; clamped to [-1, 1]. Judge them by other real images.
+    With noise (its standard deviation in [-1, 1] units), pooled, N draws of
+    the Gaussian with their mean and covariance, noise from U(-1, 1), and their
+    mean image; all as large, clamped to [-1, 1]. Judge them by other images.
     """
     x = data.to_float(images)
-    normal = lambda *size: torch.randn(*size, generator=rng, device=x.device)
     mean, n = x.mean(0, keepdim=True), len(x)
-    noisy = {f"noise {std:g}": x + std * normal(*x.shape) for std in (0.1, 0.2, 0.3)}
-    pool = lambda k: F.interpolate(F.avg_pool2d(x, k), x.shape[2:])
-    pooled = {f"pooled {k} x {k}": pool(k) for k in (2, 4)}
-    # Mixtures of the centered images: their covariance is that of the images, whatever its rank.
-    gaussian = mean + (normal(n, n) / (n - 1) ** 0.5 @ (x - mean).flatten(1)).reshape(x.shape)
-    uniform = 2 * torch.rand(x.shape, generator=rng, device=x.device) - 1
-    rest = {"one Gaussian": gaussian, "uniform noise": uniform, "mean image": mean.expand_as(x)}
-    return {name: one.clamp(-1, 1) for name, one in ({"real": x} | noisy | pooled | rest).items()}
+    options = {"generator": rng, "device": x.device}
+    normal = lambda *size: torch.randn(*size, **options)
+    found = {"real": x}
+    for std in (0.1, 0.2, 0.3):
+        found[f"noise {std:g}"] = x + std * normal(*x.shape)
+    for k in (2, 4):
+        small = F.avg_pool2d(x, k)
+        found[f"pooled {k} x {k}"] = F.interpolate(small, x.shape[2:])
+    # Mixtures of the centered images have their covariance, whatever its rank.
+    mixed = normal(n, n) / (n - 1) ** 0.5 @ (x - mean).flatten(1)
+    found["one Gaussian"] = mean + mixed.reshape(x.shape)
+    found["uniform noise"] = 2 * torch.rand(x.shape, **options) - 1
+    found["mean image"] = mean.expand_as(x)
+    return {name: each.clamp(-1, 1) for name, each in found.items()}
 
 
 def scores(
