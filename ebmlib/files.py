@@ -12,7 +12,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Give a path to write to inside the block; at its end the finished file takes the place of `path`.
 
     If the block raises, or the process is killed, what was at `path` before stays. The file and its folder are synced
-    to disk. OSError, one sentence that names `path`, if it cannot be written.
+    to disk. OSError, one sentence that names `path`, where the system cannot write it.
     """
     path, draft = Path(path), None
     try:
@@ -25,6 +25,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(draft, path)
         sync(path.parent)
     except OSError as error:
+        if error.errno is None:  # the block's own sentence
+            raise
         raise OSError(f"cannot write {path}: {one_line(error)}") from error
     finally:
         if draft is not None:

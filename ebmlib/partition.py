@@ -27,9 +27,9 @@ def grid(box: float, n: int, device: torch.device | str | None = None) -> Tensor
 
 
 @torch.no_grad()
-def on_grid(function: Callable[[Tensor], Tensor], box: float, n: int, device=None) -> Tensor:
-    """Values of a function (B, 2) -> (B,) on `grid(box, n)` as (n, n) in float64, evaluated 40,000 at a time."""
-    values = [function(part) for part in grid(box, n, device).split(40_000)]
+def on_grid(function: Callable[[Tensor], Tensor], box: float, n: int, chunk: int = 40_000, device=None) -> Tensor:
+    """Values of a function (B, 2) -> (B,) on `grid(box, n)` as (n, n) in float64, evaluated in chunks."""
+    values = [function(part) for part in grid(box, n, device).split(chunk)]
     return torch.cat(values).double().reshape(n, n)
 
 

@@ -166,13 +166,17 @@ def reference_block(block: ResBlock, x: torch.Tensor, temb: torch.Tensor, layer,
     return h + (x if straight else layer(x, block.shortcut.weight, block.shortcut.bias))
 
 
-def test_units_of_the_first_layer_turn_all_over_the_box(device):
-    """A unit is 0 at a uniform point of the box: |b| <= box |w|_1, of variance box^2 |w|^2 / 3."""
+@pytest.mark.parametrize("how", ["gain", "steep"])
+def test_units_of_the_first_layer_turn_all_over_the_box(how, device):
+    """A unit is 0 at a uniform point of the box: |b| <= factor box |w|_1, of variance (factor box)^2 |w|^2 / 3."""
     torch.manual_seed(4)
-    box, factor = 2.5, 3.0
-    layer = MLP.spread(box, factor, width=20_000, depth=1).to(device).layers[0]
-    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
-    assert_mean(weight.flatten() ** 2, factor**2 / 6, se=0.01)  # PyTorch's are uniform, of variance 1 / (3 dim)
+    box, factor, shape = 2.5, 3.0, {"width": 20_000, "depth": 1}
+    net = MLP(gain=factor, box=box, **shape) if how == "gain" else MLP.spread(box, factor, **shape)
+    layer = net.to(device).layers[0]
+    weight, bias = factor * layer.weight.detach().double(), layer.bias.detach().double()
+    if how == "steep":  # the factor is in the weights themselves
+        weight = weight / factor
+        assert_mean(weight.flatten() ** 2, factor**2 / 6, se=0.01)  # PyTorch's are uniform, of variance 1 / (3 dim)
     assert (bias.abs() <= box * weight.abs().sum(1) * (1 + 1e-6)).all()
     ratio = bias.square() / (box**2 * weight.square().sum(1) / 3)
     assert_mean(ratio, 1.0, se=0.01)

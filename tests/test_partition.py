@@ -39,11 +39,18 @@ def test_the_grid_is_the_midpoints_with_x_fast(device):
     assert points[:4, 0].tolist() == [-0.75, -0.25, 0.25, 0.75]
     assert points[:4, 1].tolist() == [-0.75] * 4
     assert points[::4, 1].tolist() == [-0.75, -0.25, 0.25, 0.75]
-    sizes, plane = [], lambda x: sizes.append(len(x)) or 10 * x[:, 1] + x[:, 0]
-    values = on_grid(plane, 1.0, 220, device=device)
-    torch.testing.assert_close(values, plane(grid(1.0, 220, device)).double().reshape(220, 220))  # rows are y
-    assert sizes == [40_000, 8400, 48_400], "in chunks"
+    values = on_grid(lambda x: 10 * x[:, 1] + x[:, 0], 1.0, 4, device=device)
+    assert values[2, 0] == 10 * 0.25 - 0.75  # rows are y
     assert values.dtype == torch.float64
+
+
+def test_chunks_do_not_change_the_values(device):
+    seen = []
+    energy = lambda x: seen.append(len(x)) or (x**2).sum(1)
+    small = on_grid(energy, 2.0, 30, chunk=77, device=device)
+    assert max(seen) == 77
+    assert sum(seen) == 900
+    assert torch.equal(small, on_grid(energy, 2.0, 30, device=device))
 
 
 @pytest.mark.parametrize("name", ["25-gaussians", "9-gaussians", "swiss-roll", "checkerboard"])

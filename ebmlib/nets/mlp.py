@@ -14,14 +14,23 @@ from ebmlib.nets.blocks import ResBlock, TimeEmbedding, maybe_spectral
 class MLP(nn.Module):
     """Fully connected energy with `depth` hidden layers of `width` and swish: x (B, dim) to (B,).
 
-    Coordinates are multiplied by `gain` first, as in `TimeMLP`.
+    Coordinates are multiplied by `gain` first, as in `TimeMLP`. With `box`, each unit of the first layer turns at a
+    random point of the box |x_i| <= box: PyTorch's small biases would have them all turn within 1 / gain of the origin.
     """
 
-    def __init__(self, dim: int = 2, width: int = 128, depth: int = 3, spectral: bool = False, gain: float = 1.0):
+    def __init__(
+        self, dim: int = 2, width: int = 128, depth: int = 3,
+        spectral: bool = False, gain: float = 1.0, box: float | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.gain = gain
         widths = [dim, *[width] * depth, 1]
         self.layers = nn.ModuleList(maybe_spectral(nn.Linear(i, o), spectral) for i, o in pairwise(widths))
+        if box is not None:
+            weight, bias = self.layers[0].weight.detach(), self.layers[0].bias
+            points = box * (2 * torch.rand(weight.shape) - 1)  # (width, dim), one for each unit
+            with torch.no_grad():
+                bias.copy_(-gain * (weight * points).sum(1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gain * x
@@ -31,10 +40,7 @@ class MLP(nn.Module):
 
     @classmethod
     def spread(cls, box: float, steep: float, **options) -> "MLP":
-        """A net of these options whose first layer starts `steep` times as steep and turns all over |x_i| <= box.
-
-        Each unit turns at a random point of the box: PyTorch's small biases would have them all turn near the origin.
-        """
+        """A net of these options whose first layer starts `steep` times as steep and turns all over |x_i| <= box."""
         net = cls(**options)
         weight, bias = net.layers[0].weight, net.layers[0].bias
         with torch.no_grad():

@@ -35,7 +35,7 @@ def save(path: str | Path, objects: Mapping[str, Any], meta: Mapping[str, Any] |
         try:
             safetensors_torch.save_file(tensors, draft, metadata=header)
         except SafetensorError as error:  # a full disk, say
-            raise OSError(one_line(error)) from error
+            raise OSError(f"cannot write {path}: {one_line(error)}") from error
     return path
 
 
