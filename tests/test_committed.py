@@ -56,6 +56,16 @@ def test_the_image_rows_are_of_the_bundled_checkpoint():
     }
 
 
+def test_a_long_run_needs_more_bits_than_noise_by_a_bound_and_fewer_by_the_papers_estimate():
+    rows, meta = committed("drl_long_run")
+    for file, sha256 in meta["checkpoints"].items():
+        assert hashlib.sha256((DATA / "checkpoints" / file).read_bytes()).hexdigest() == sha256
+    of = lambda name: {row.seed: row.value for row in rows if row.name == name and isinstance(row.seed, int)}
+    bound, estimate = of("bits per dimension, at least (AIS, 95 %)"), of("bits per dimension, the paper's estimate")
+    assert sorted(bound) == sorted(estimate) == [0, 1]
+    assert min(bound.values()) > 8 > max(estimate.values())
+
+
 def test_recovery_likelihood_learns_the_checkerboard_as_a_density():
     kl = [row for row in committed("drl_toy")[0] if row.name == "KL to the truth, recovery likelihood"]
     seeds = {row.seed: row.value for row in kl if row.dataset == "checkerboard" and isinstance(row.seed, int)}
