@@ -160,7 +160,7 @@ class DRLLongRun(Settings):
     weight_power: float = value(2.0, "of cum_sigma / sigma in a level's weight", low=0)
     beta1: float = value(0.9, "Table 5", both=0.9, low=0, below=1)
     batch: int = value(256, "Table 5", both=256, small=64, smoke=16, low=1)
-    iterations: int = value(50_000, "Table 5", both=50_000, smoke=4, quick=1200, cpu=20_000, gpu=5000, low=1)
+    iterations: int = value(50_000, "Table 5", both=50_000, smoke=4, quick=1000, cpu=20_000, gpu=5000, low=1)
     lr: float = value(1e-4, "Appendix B", both=1e-4, small=2e-3, above=0)
     warmup: int = value(1000, "release", code=1000, smoke=1, quick=50, cpu=200, gpu=500, low=0)
     cosine: bool = value(False, "whether the rate then falls to 0 as a half cosine", code=False, small=True)
