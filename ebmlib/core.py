@@ -99,6 +99,18 @@ def energy_and_grad(energy: Energy, x: Tensor, create_graph: bool = False) -> tu
         return way(energy, x)
 
 
+@torch.no_grad()
+def renormalize(net: nn.Module, n: int = 50) -> None:
+    """Run n power iterations of each spectral norm of a net in evaluation mode, so that it fits the weights.
+
+    A running mean of weights has the trained net's singular vectors: its norms along these are too small.
+    """
+    for module in filter(parametrize.is_parametrized, net.modules()):
+        for name in list(module.train().parametrizations) * n:
+            getattr(module, name)
+        module.train(False)
+
+
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """Parameters of `module` take no gradient inside the block (stop-gradient on theta)."""

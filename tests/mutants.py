@@ -286,6 +286,8 @@ TABLES = [
          "a_picture_of_the_size_and_time_of_the_one_before_is_read_anew"),
     ]),
     ("run/training.py", "test_training.py", [
+        ("the mean keeps the trained net's norms", "core.renormalize(mean.module)", "core.renormalize(mean.module, 0)",
+         "the_mean_of_a_spectrally_normalized_net_has_the_norm_one"),
         ("the saved rate replaces the one that is asked for", "name in self.terms and self.terms[name] != value",
          "False", "another_training_does_not_go_on_with_a_run"),
         ("EMA with the other weight", "get_ema_multi_avg_fn(decay)", "get_ema_multi_avg_fn(1 - decay)",

@@ -971,6 +971,27 @@ def test_a_step_that_gives_no_loss_is_refused_in_one_sentence(step, got):
         linear()(step, None)
 
 
+def test_the_mean_of_a_spectrally_normalized_net_has_the_norm_one(tmp_path):
+    """Its vectors are copies of the trained net's, and along them the mean of wandering weights looks small."""
+    torch.manual_seed(0)
+    net = nn.Sequential(spectral_norm(nn.Linear(16, 16, bias=False)))
+    start, rng = net[0].parametrizations.weight.original, torch.Generator().manual_seed(1)
+    mean = training.ema(net, 0.9)
+
+    def step(x, done):
+        with torch.no_grad():
+            start.copy_(torch.randn(16, 16, generator=rng))  # as far from the mean as weights can be
+        return net(x).mean(), {}
+
+    optimizer = torch.optim.SGD(net.parameters(), 1e-9)
+    with open_run("n", KEY, tmp_path / "run") as run:
+        fit(step, iter([torch.ones(2, 16)] * 20), net=net, ema=mean, optimizer=optimizer, iterations=20, run=run)
+    stored = nn.Sequential(spectral_norm(nn.Linear(16, 16, bias=False)))
+    load_module(run.checkpoints()[-1], stored)
+    for found in (mean.module, stored.eval()):
+        assert float(torch.linalg.matrix_norm(found[0].weight.detach(), 2)) == pytest.approx(1, abs=0.01)
+
+
 @pytest.mark.parametrize("clip_norm", [0, 0.0, -1.0, float("nan")])
 def test_a_clip_norm_that_stops_training_is_refused(clip_norm):
     with pytest.raises(ValueError, match=rf"clip_norm = {clip_norm}: allowed is None, which is off"):

@@ -198,32 +198,20 @@ def progressive(
 
 
 def inpaint(
-    at_level: Callable[[Tensor], Energy],
-    tables: Noising,
-    x0: Tensor,
-    known: Tensor,
-    K: int,
-    *,
-    noise: float = 0.99,
-    rng: Rng = None,
-) -> Tensor:
-    """Samples (B, *S) that have the pixels of x0 (B, *S) where `known`.
+    at_level: Callable[[Tensor], Energy], tables: Noising, x0: Tensor, known: Tensor, K: int, *,
+    noise: float = 0.99, rng: Rng = None,
+) -> Tensor:  # fmt: skip
+    """Samples (B, *S) that have the pixels of x0 (B, *S) where `known`, a bool mask that broadcasts to x0.
 
-    `known` is a bool mask that broadcasts to x0. Progressive sampling in which
-    the known pixels of every state are those of x0, noised to that level along
-    one path x_0, ..., x_T (Eq. 15). The rest at level t sees the known pixels
-    of levels t to T, not those below, so this is conditional sampling only
-    approximately.
+    Progressive sampling in which the known pixels of every state are those of x0, noised along one path x_0, ..., x_T
+    (Eq. 15). The rest at level t sees the known pixels of levels t to T, not those below: conditional approximately.
     """
-    level = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
-    path = [tables.noise_to(x0, level, rng)]
+    path = [tables.noise_to(x0, torch.zeros(len(x0), dtype=torch.long, device=x0.device), rng)]
     for a, sigma in zip(tables.a[1:], tables.sigma[1:], strict=True):
         path.append(a * path[-1] + sigma * noise_like(x0, rng))
     x = torch.where(known, path[-1], noise_like(x0, rng))
     put = lambda t, y: torch.where(known, tables.scale[t] * path[t], y)
-    options = {"noise": noise, "rng": rng, "project": put}
-    x = progressive(at_level, tables, x, K, **options)
-    return torch.where(known, x0, x)
+    return torch.where(known, x0, progressive(at_level, tables, x, K, project=put, noise=noise, rng=rng))
 
 
 def by_level(values: Tensor, t: Tensor, T: int) -> Tensor:

@@ -111,8 +111,8 @@ class Draws(Iterator):
 def ema(net: nn.Module, decay: float) -> AveragedModel:
     """The running mean of a net's parameters, m <- decay m + (1 - decay) p from the initial ones; buffers are copied.
 
-    `fit` updates it. `.module`, in eval mode and without gradients, is the net with these weights. `decay` lies in
-    [0, 1) and is saved with the mean.
+    `fit` updates it; at its end and in checkpoints, spectral norms are the mean's own. `.module`, in eval mode and
+    without gradients, is the net with these weights. `decay` lies in [0, 1) and is saved with the mean.
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay is {decay}; it must lie in [0, 1)")
@@ -244,6 +244,8 @@ class _Training(contextlib.AbstractContextManager):
             if bad is not None:
                 raise self._stopped(Diverged, f"training diverged at iteration {bad[0]}: {bad[1]}", bad[0])
         self.history.seconds = time.perf_counter() - self.began
+        for mean in self.emas.values() if due else ():
+            core.renormalize(mean.module)
         if due and self.run is not None:
             self.good = self.run.save(iteration, self.objects(), {"seconds": self.history.seconds}, keep)
             self.run.write_text("log.csv", self.history.csv())
