@@ -102,8 +102,9 @@ def key_of(run: Run) -> str:
     reads, but for the checkpoints that runs of this notebook write and for how pages show things.
     """
     name = run.source.stem
-    own = [entry for file, entry in PLAN.items() if entry.get("notebook", file) == name and "bundled" in entry]
-    without = ("ebmlib/page/", "ebmlib/settings/", *(f"data/checkpoints/{entry['bundled']}" for entry in own))
+    own = [entry.get("bundled") for file, entry in PLAN.items() if entry.get("notebook", file) == name]
+    written = (f"data/checkpoints/{bundled.partition('{')[0]}" for bundled in own if bundled)
+    without = ("ebmlib/page/", "ebmlib/settings/", *written)
     code, table = dependencies.notebook_code(run.source), Project(ROOT).table()
     found = dependencies.parts(ROOT, "ebmlib", code, table.get(name, {}).get("files", []), without)
     found |= {"the notebook": ast.dump(code), "the settings": settings_hash(run), "a row": ", ".join(results.COLUMNS)}
@@ -182,7 +183,7 @@ def write(runs: Sequence[Run], rows: Sequence[results.Row], commit: str) -> None
         folder = OUT / "dry" if dry else ROOT / "data" / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         about = {"preset": rows[0].preset, "device": rows[0].device, "seconds": rows[0].seconds}
-        names = [name + f"-{run.seed}" * (run.seed > 0) for run in runs]
+        names = [name.format(**dict(run.parameters)) + f"-{run.seed}" * (run.seed > 0) for run in runs]
         files = [bundle(folders(run)[-1], own, folder, **about)[0] for run, own in zip(runs, names)]
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         one = {"checkpoint": files[0].name, "sha256": hashes[files[0].name]}
