@@ -39,7 +39,8 @@ if ends == "late":
     sys.exit("killed")
 if ends == "edit":
     Path("ebmlib/core.py").write_text("changed = True\\n")
-about = {"seconds": 10.0, "dataset": given.get("dataset", "")}
+dataset = given.get("dataset", "")
+about = {"seconds": 10.0 + len(dataset), "dataset": dataset}
 about["protocol"] = " ".join([source.stem, *(str(given.get(key, "")) for key in ("T", "K", "objective", "iterations"))])
 row = Row("KL", 1.0 + given["seed"], seed=given["seed"], preset=given["preset"], **about)
 data = {MIME: [asdict(row)]}
@@ -142,7 +143,7 @@ def test_a_run_is_made_again_where_its_rows_may_change_and_only_then(bench, what
 
 
 def test_the_weights_that_a_run_writes_do_not_make_it_run_again(bench):
-    (before,) = bench.planned("drl_cifar")
+    before, _ = bench.planned("drl_cifar")
     edit(bench, "data/checkpoints/drl_fashion_mnist.safetensors", "weights")
     edit(bench, "data/checkpoints/drl_cifar_fashion_mnist_gpu.safetensors", "weights")
     assert bench.key_of(before) == before.key
@@ -178,17 +179,18 @@ def bundled(bench, monkeypatch):
     return found
 
 
-def test_the_rows_of_a_bundled_net_name_its_file(bench, monkeypatch, bundled):
-    """Those of `drl_cifar` are at preset cpu, and its file has an older name."""
+def test_the_rows_of_bundled_nets_name_their_files(bench, monkeypatch, bundled):
+    """Two data sets, each with weights of its own name and with its own run's cost."""
     run(bench, monkeypatch, "drl_cifar")
     asked = [(name, given["preset"], given["dataset"]) for name, given in calls(bench)]
-    assert asked == [("drl_cifar", "cpu", "fashion_mnist")]
-    ((_, path),) = bundled
+    assert asked == [("drl_cifar", "cpu", dataset) for dataset in ("fashion_mnist", "cifar10")]
     rows, meta = written(bench, "drl_cifar")
-    assert path == bench.ROOT / "data" / "checkpoints" / "drl_fashion_mnist"
-    assert meta["checkpoint"] == path.name
-    assert meta["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert json.loads(path.read_text()) == {"preset": "cpu", "device": rows[0].device, "seconds": 10.0}
+    paths = [bench.ROOT / "data" / "checkpoints" / f"drl_{row.dataset}" for row in rows]
+    assert [path for _, path in bundled] == paths
+    assert [folder.name.split("-")[1] for folder, _ in bundled] == ["fashion_mnist", "cifar10"]
+    assert meta["checkpoints"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    for row, path in zip(rows, paths):
+        assert json.loads(path.read_text()) == {"preset": "cpu", "device": row.device, "seconds": row.seconds}
 
 
 @pytest.mark.slow
