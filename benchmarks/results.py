@@ -89,19 +89,10 @@ class Run:
 
 def planned(file: str, dry: bool = False) -> list[Run]:
     """The runs of a file of rows, with their keys as they are now."""
-    keys = {given: key_of(Run(file, given, 0, dry)) for given in parameters_of(file)}
-    return [Run(file, given, seed, dry, key) for given, key in keys.items() for seed in PLAN[file]["seeds"]]
-
-
-def parameters_of(file: str) -> list[tuple[tuple[str, object], ...]]:
-    """The parameters of each run of a file, without the seed."""
     entry = PLAN[file]
-    return [tuple((entry.get("common", {}) | own).items()) for own in entry.get("runs", [{}])]
-
-
-def weights(file: str, given: Sequence[tuple[str, object]]) -> str:
-    """The name that the weights of a run get under data/checkpoints."""
-    return PLAN[file]["bundled"].format(**dict(given))
+    given = [tuple((entry.get("common", {}) | own).items()) for own in entry.get("runs", [{}])]
+    keys = {parameters: key_of(Run(file, parameters, 0, dry)) for parameters in given}
+    return [Run(file, parameters, seed, dry, keys[parameters]) for parameters in given for seed in entry["seeds"]]
 
 
 def key_of(run: Run) -> str:
@@ -111,9 +102,8 @@ def key_of(run: Run) -> str:
     reads, but for the checkpoints that runs of this notebook write and for how pages show things.
     """
     name = run.source.stem
-    own = [file for file, entry in PLAN.items() if entry.get("notebook", file) == name and "bundled" in entry]
-    written = (f"data/checkpoints/{weights(file, given)}" for file in own for given in parameters_of(file))
-    without = ("ebmlib/page/", "ebmlib/settings/", *written)
+    own = [entry for file, entry in PLAN.items() if entry.get("notebook", file) == name and "bundled" in entry]
+    without = ("ebmlib/page/", "ebmlib/settings/", *(f"data/checkpoints/{entry['bundled']}" for entry in own))
     code, table = dependencies.notebook_code(run.source), Project(ROOT).table()
     found = dependencies.parts(ROOT, "ebmlib", code, table.get(name, {}).get("files", []), without)
     found |= {"the notebook": ast.dump(code), "the settings": settings_hash(run), "a row": ", ".join(results.COLUMNS)}
@@ -177,7 +167,7 @@ def execute(run: Run, deadline: float = math.inf) -> list[results.Row]:
     return results.read(run.executed)
 
 
-def write(runs: Sequence[Run], found: Sequence[Sequence[results.Row]], commit: str) -> None:
+def write(runs: Sequence[Run], rows: Sequence[results.Row], commit: str) -> None:
     """A file of rows: means over seeds, then the rows, and how they were made; the weights to be bundled."""
     file, dry = runs[0].file, runs[0].dry
     for run in runs:
@@ -188,18 +178,15 @@ def write(runs: Sequence[Run], found: Sequence[Sequence[results.Row]], commit: s
     meta |= {key: PLAN[file][key] for key in ("title", "note") if key in PLAN[file]}
     path = (OUT / "dry" if dry else ROOT / "data" / "results") / f"{file}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if "bundled" in PLAN[file]:
+    if name := PLAN[file].get("bundled"):
         folder = OUT / "dry" if dry else ROOT / "data" / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        files = []
-        for run, (first, *_) in zip(runs, found, strict=True):
-            name = weights(file, run.parameters) + f"-{run.seed}" * (run.seed > 0)
-            about = {"preset": first.preset, "device": first.device, "seconds": first.seconds}
-            files.append(bundle(folders(run)[-1], name, folder, **about)[0])
+        about = {"preset": rows[0].preset, "device": rows[0].device, "seconds": rows[0].seconds}
+        names = [name + f"-{run.seed}" * (run.seed > 0) for run in runs]
+        files = [bundle(folders(run)[-1], own, folder, **about)[0] for run, own in zip(runs, names)]
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         one = {"checkpoint": files[0].name, "sha256": hashes[files[0].name]}
         meta |= one if len(runs) == 1 else {"checkpoints": hashes}
-    rows = [row for own in found for row in own]
     results.save(path, results.with_means(rows), overwrite=True, **meta)
     print(f"wrote {path.relative_to(ROOT)}", flush=True)
 
@@ -224,8 +211,8 @@ def main() -> None:
     try:
         for runs in plan:
             with ThreadPoolExecutor(options.jobs) as pool:
-                found = list(pool.map(run, runs))
-            write(runs, found, commit)
+                rows = [row for found in pool.map(run, runs) for row in found]
+            write(runs, rows, commit)
     finally:
         for left in (run for runs in plan for run in runs if not run.executed.exists()):
             print(f"left: {left.name}, {left.seconds / 60:.0f} minutes so far", flush=True)
