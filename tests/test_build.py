@@ -694,5 +694,5 @@ def test_the_first_page_wants_every_picture_and_number_once_all_notebooks_have_r
     cards = papers.load(ROOT / "book" / "papers")
     page = landing.substitutions(cards, [], papers.Rows({}, complete=False), tmp_path)["landing"]
     assert page.count("<li>") == page.count("not in this build") == len(cards)
-    with pytest.raises(LookupError, match="fig-drl-cifar-checkpoint"):
+    with pytest.raises(LookupError, match="fig-drl-cifar-opening"):
         landing.substitutions(cards, [], papers.Rows({}, complete=True), tmp_path)
