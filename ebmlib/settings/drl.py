@@ -68,7 +68,7 @@ class DRLImages(Settings):
     published = TABLE_5
     T: int = value(6, "section 4: 1, 2..501 or 1000", both=6, check=noising)
     K: int = value(30, "section 4; 0 at T = 1000", both=30, small=15, smoke=2, low=0)
-    b2: float = value(2e-4, "delta^2 = c^2 b2 sigma^2", text="b = .0002", code=2e-4, small=1e-3, above=0)
+    b2: float = value(2e-4, "delta^2 = c^2 b2 sigma^2", text="b = .0002", code=2e-4, small=4e-4, above=0)
     variant: str = value("code", "Eqs. 15 to 17, or the release", text="text", code="code", allowed=VARIANTS)
     objective: str = value("recovery", "Table 2 has both", both="recovery", allowed=("recovery", "dsm"))
     size: int = value(32, "Table 4", both=32, quick=16, low=8)
@@ -80,7 +80,7 @@ class DRLImages(Settings):
     spectral: bool = value(True, "Appendix B", both=True)
     batch: int = value(256, "Table 5", both=256, small=32, smoke=8, low=1)
     iterations: int = value(50_000, "Table 5", both=50000, smoke=3, quick=1300, cpu=10_000, long=60000, gpu=5000, low=1)
-    lr: float = value(1e-4, "Appendix B", both=1e-4, small=3e-4, smoke=5e-4, quick=1e-3, above=0)
+    lr: float = value(1e-4, "Appendix B", both=1e-4, small=5e-4, quick=1e-3, above=0)
     beta1: float = value(0.9, "Table 5", both=0.9, low=0, below=1)
     warmup: int = value(1000, "release", code=1000, smoke=1, quick=100, cpu=200, long=500, gpu=500, low=0)
     cosine: bool = value(False, "whether the rate then falls to 0 as a half cosine", code=False, small=True)
