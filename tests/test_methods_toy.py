@@ -138,3 +138,11 @@ def test_a_flow_that_spends_several_budgets_is_stopped():
     space, _ = run_cells(".once(", ode_passes=1)
     kept = space["train"]("flow, likelihood", space["targets"]["two-moons"], None)
     assert "share of the budget" in kept["seen"]
+
+
+def test_a_flow_may_have_the_span_of_the_energies():
+    """Its solver still chooses the evaluations, so that they need not be those that it was given."""
+    space, _ = run_cells(".once(", span=1.8)
+    kept = space["train"]("flow, EBM objective", space["targets"]["two-moons"], None)
+    assert kept["evaluations"] > 0
+    assert not kept["seen"]
