@@ -50,13 +50,12 @@ class Set(NamedTuple):
 
 _BOTH, _VAL = ("train", "test"), ("train", "val")
 _CIFAR, _LSUN = "https://www.cs.toronto.edu/~kriz/cifar.html", "https://www.yf.io/p/lsun"
+_FASHION = "https://github.com/zalandoresearch/fashion-mnist"
 _CELEBA = "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 _CELEBA_HQ = "https://github.com/tkarras/progressive_growing_of_gans"
 _IMAGENET = "https://image-net.org/download-images.php"
 SETS = {
-    "fashion_mnist": Set(
-        "Fashion-MNIST", _BOTH, ("fashion-mnist",), "https://github.com/zalandoresearch/fashion-mnist"
-    ),
+    "fashion_mnist": Set("Fashion-MNIST", _BOTH, ("fashion-mnist",), _FASHION),
     "mnist": Set("MNIST", _BOTH, ("MNIST/raw",), "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     "cifar10": Set("CIFAR-10", _BOTH, ("cifar-10-python.tar.gz", "cifar-10-batches-py"), _CIFAR),
     "cifar100": Set("CIFAR-100", _BOTH, ("cifar-100-python.tar.gz", "cifar-100-python"), _CIFAR),
@@ -95,8 +94,7 @@ def images(
         if not fallback or kind == "fashion_mnist":
             raise
         stand_in = "train" if split in ("train", "all", "extra") else "test"
-        own = {"size": size, "classes": classes, "download": download, "timeout": timeout}
-        x, source = images("fashion_mnist", stand_in, **own)
+        x, source = images("fashion_mnist", stand_in, size=size, classes=classes, download=download, timeout=timeout)
         note = f"{SETS[kind].title} {missing.reason}: this run uses the bundled Fashion-MNIST instead."
         return x, source._replace(fallback=True, note=note)
     raw = imagefiles.read_set(kind, place, split)
@@ -360,10 +358,15 @@ def fetch(addresses: Sequence[str], file: Path, expected: str, timeout: float = 
         return imagefiles.verify(file, expected)
     print(f"Downloading {file.name} to {file.parent} (gives up after {timeout:g} s without data)", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as draft, _time_limit(timeout):
-        _get(addresses, draft)
-        if imagefiles.file_hash(draft, expected) != expected:
-            raise OSError(f"{file.name} arrived damaged: its hash is not {expected}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout)  # of new connections: an error where nothing comes for so long
+    try:
+        with atomic(file) as draft:
+            _get(addresses, draft)
+            if imagefiles.file_hash(draft, expected) != expected:
+                raise OSError(f"{file.name} arrived damaged: its hash is not {expected}")
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _get(addresses: Sequence[str], path: Path) -> None:
@@ -376,14 +379,3 @@ def _get(addresses: Sequence[str], path: Path) -> None:
         except Exception as error:  # gdown has exceptions of its own
             if address == addresses[-1]:
                 raise OSError(one_line(error)) from error
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Within: a new connection on which nothing comes for so long is an error."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -33,7 +33,6 @@ FASHION_SHA256 = {
     "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
-# torchvision's classes, which hold addresses and MD5 sums.
 TORCHVISION = {
     "fashion_mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100",
     "svhn": "SVHN", "celeba": "CelebA",
@@ -112,7 +111,7 @@ def need(package: str, what: str) -> Any:
 
 
 def torchvision_class(kind: str) -> Any:
-    """torchvision's class of a data set."""
+    """torchvision's class of a data set, which holds its addresses and MD5 sums."""
     return getattr(importlib.import_module("torchvision.datasets"), TORCHVISION[kind])
 
 
