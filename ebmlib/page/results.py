@@ -228,7 +228,7 @@ def read(path: str | Path) -> list[Row]:
     notebook = _json(Path(path))
     if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
         raise ValueError(f"{path} is not a notebook.")
-    cells = [cell for cell in notebook["cells"] if ERROR_TAG not in _tags(cell)]
+    cells = [cell for cell in notebook["cells"] if ERROR_TAG not in cell.get("metadata", {}).get("tags", [])]
     rows, turn = [], 0
     for number, cell in enumerate(cells, 1):
         turn += (is_code := cell.get("cell_type") == "code" and bool("".join(cell.get("source", "")).strip()))
@@ -243,16 +243,13 @@ def read(path: str | Path) -> list[Row]:
     return rows
 
 
-def _tags(cell: dict) -> list[str]:
-    return cell.get("metadata", {}).get("tags", [])
-
-
 def _trouble(cell: dict, turn: int | None) -> str:
     """Why a cell makes its notebook unusable, "" if it does not; `turn` is its place among the cells of code."""
+    metadata = cell.get("metadata", {})
     errors = [output for output in cell.get("outputs", []) if output.get("output_type") == "error"]
-    if errors and "raises-exception" not in _tags(cell):
+    if errors and "raises-exception" not in metadata.get("tags", []):
         return f"failed with {errors[0].get('ename')}: {' '.join(str(errors[0].get('evalue')).split())}".rstrip(".")
-    status = cell.get("metadata", {}).get("papermill", {}).get("status", "completed")
+    status = metadata.get("papermill", {}).get("status", "completed")
     if status != "completed":
         return f"is marked {status}"
     count = cell.get("execution_count")

@@ -22,6 +22,7 @@ from ebmlib.run import parallel
 from ebmlib.run.checkpoint import SUFFIX, key_hash, load, save
 
 RESULT = f"result{SUFFIX}"
+CHECKPOINTS = f"step-*{SUFFIX}"
 Generators = Sequence[torch.Generator]
 
 
@@ -181,7 +182,7 @@ class Run(contextlib.AbstractContextManager):
     @parallel.by_the_first
     def checkpoints(self) -> list[Path]:
         """The checkpoints in the folder, newest last."""
-        return [] if self._folder is None else _checkpoints(self._folder)
+        return [] if self._folder is None else sorted(self._folder.glob(CHECKPOINTS))
 
     @parallel.by_the_first
     def newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
@@ -232,14 +233,10 @@ class Run(contextlib.AbstractContextManager):
         self.close()
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"step-*{SUFFIX}"))
-
-
 def _holds_work(folder: Path) -> bool:
     """Whether a folder has a checkpoint, a stage that was begun, or a finished run."""
     info = _read(folder)
-    return bool(_checkpoints(folder) or info.get("stages") or info.get("finished"))
+    return bool(any(folder.glob(CHECKPOINTS)) or info.get("stages") or info.get("finished"))
 
 
 def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
@@ -287,7 +284,6 @@ def _sweep(folder: Path) -> None:
 def _check_writable(folder: Path) -> None:
     """Try for real, in the nearest folder that is there, and leave nothing behind."""
     try:
-        with tempfile.TemporaryDirectory(dir=next(place for place in (folder, *folder.parents) if place.exists())):
-            pass
+        tempfile.TemporaryDirectory(dir=next(place for place in (folder, *folder.parents) if place.exists())).cleanup()
     except OSError as error:
         raise OSError(f"cannot write to the run folder {folder}: {one_line(error)}") from None
