@@ -132,8 +132,7 @@ def file_of(name: str) -> Path:
 
 def weights_of(name: str) -> Path:
     """A judge's bundled weights, in the first of `data.roots` that has them; FileNotFoundError names all places."""
-    file = file_of(name)
-    places = [root / file for root in data.roots()]
+    places = [root / file_of(name) for root in data.roots()]
     if found := [place for place in places if place.is_file()]:
         return found[0]
     raise FileNotFoundError(f"{name}'s weights are in none of {', '.join(map(str, places))}; {MAKER} makes them.")
