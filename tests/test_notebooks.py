@@ -235,6 +235,17 @@ def test_a_checkpoint_is_sampled_with_its_own_steps(in_process, monkeypatch, tmp
     assert all(torch.equal(tables.delta, recovery.noising(2, 0.01, "text").delta) for tables in own)
 
 
+def test_training_goes_on_from_a_network_with_its_settings_and_from_no_other(in_process, monkeypatch, tmp_path: Path):
+    run_cells(None, **SMOKE, run_dir=str(tmp_path / "first"), seed=3)
+    (last,) = (tmp_path / "first").glob("step-00000003*")
+    mean = checkpoint.load(last)[0]["ema"]["net"]
+    given = {**SMOKE, "checkpoint": str(last)}
+    begun = lambda **more: first_fit(monkeypatch, "drl_cifar", **given, **more)[2]["net"].state_dict()
+    assert same(begun(warm=True), mean)
+    for other in ({"K": 3}, {"b2": 1e-3}, {"T": 3}, {"size": 16}, {"variant": "text"}):
+        assert same(begun(warm=True, **other), begun(**other))
+
+
 @pytest.mark.parametrize("name", ["drl_cifar", "drl_toy"])
 def test_energies_that_run_away_together_stop_the_run(in_process, monkeypatch, tmp_path: Path, name: str):
     """Of data and samples alike: the loss, their difference, stays small."""

@@ -5,9 +5,9 @@ Level t models y_t = scale[t] x_t given x_{t+1}. Source: Gao et al. (2021), and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -127,6 +127,16 @@ def noising(
     return Noising(*(table.float().to(device) for table in tables))
 
 
+def chains_of(settings: Mapping[str, Any], device=None) -> tuple[Noising, list[int]]:
+    """The tables and the steps of each level that a checkpoint's settings name, for `progressive`.
+
+    Older files know neither c_power, which was 1, nor `doubled`, the number of levels with 2 K steps at test time.
+    """
+    T, b2, variant, K = (settings[name] for name in ("T", "b2", "variant", "K"))
+    steps = [2 * K if t < settings.get("doubled", 0) else K for t in range(T)]
+    return noising(T, b2, variant, c_power=settings.get("c_power", 1.0), device=device), steps
+
+
 def levels(net_at: Callable[[Tensor], Energy], tables: Noising) -> Callable[[Tensor], Energy]:
     """at_level(t): the energy of y_t, E(y) = net_at(t)(y) / energy_scale[t], at fixed t (B,) (Eq. 32, f = -E)."""
 
@@ -169,7 +179,7 @@ def progressive(
     at_level: Callable[[Tensor], Energy],
     tables: Noising,
     x: Tensor,
-    K: int,
+    K: int | Sequence[int],
     *,
     noise: float = 0.99,
     rng: NoiseSource = None,
@@ -179,15 +189,16 @@ def progressive(
 ) -> Tensor:
     """Algorithm 2: from x_T ~ N(0, I) (B, *S) down the levels to x_0.
 
-    K Langevin steps at each level; `noise` scales theirs (.99 in the release
+    K Langevin steps at each level, or K[t] at level t; `noise` scales theirs (.99 in the release
     at test time, 1 in the text) and `rng` is `langevin`'s. `move(t, target,
     y)` goes on from there, by HMC say (section 4.2); `project(t, y)` changes
     the state after each step. `callback(t, x_t)` sees every level.
     """
+    K = [K] * tables.T if isinstance(K, int) else K
     for level in reversed(range(tables.T)):
         t = torch.full((len(x),), level, dtype=torch.long, device=x.device)
         target = conditional(at_level(t), x, tables.precision[t])
-        pairs = schedule(tables, t, K, noise)
+        pairs = schedule(tables, t, K[level], noise)
         put = None if project is None else partial(project, level)
         y, _ = langevin(target, x, pairs, rng=rng, project=put)
         y = y if move is None else move(level, target, y)
@@ -198,7 +209,7 @@ def progressive(
 
 
 def inpaint(
-    at_level: Callable[[Tensor], Energy], tables: Noising, x0: Tensor, known: Tensor, K: int, *,
+    at_level: Callable[[Tensor], Energy], tables: Noising, x0: Tensor, known: Tensor, K: int | Sequence[int], *,
     noise: float = 0.99, rng: Rng = None,
 ) -> Tensor:  # fmt: skip
     """Samples (B, *S) that have the pixels of x0 (B, *S) where `known`, a bool mask that broadcasts to x0.
@@ -292,7 +303,7 @@ def interpolate(
     at_level: Callable[[Tensor], Energy],
     tables: Noising,
     shape: tuple[int, ...],
-    K: int,
+    K: int | Sequence[int],
     s: Tensor,
     rng0: torch.Generator,
     rng1: torch.Generator,

@@ -63,5 +63,6 @@ class Settings:
         return max(16, getattr(self, "batch", 0))
 
     def halvings(self) -> int:
-        """How often the net halves an image of `size` pixels: by `stem` 2, and before each of `multipliers[1:]`."""
-        return len(getattr(self, "multipliers", (1,))) - 1 + getattr(self, "stem", 1) // 2
+        """How often the net halves an image of `size` pixels: by `stem` 2, each of `multipliers[1:]`, each scale."""
+        own = len(getattr(self, "multipliers", (1,))) + getattr(self, "stem", 1) // 2
+        return own + getattr(self, "scales", 1) - 2
