@@ -246,6 +246,25 @@ def test_training_goes_on_from_a_network_with_its_settings_and_from_no_other(in_
         assert same(begun(warm=True, **other), begun(**other))
 
 
+def test_the_energy_of_the_halves_is_trained_before_both(in_process, monkeypatch):
+    fit, seen = training.fit, []
+
+    def watched(step, batches, *, net, ema, **options):
+        begun = {name: value.clone() for name, value in net.state_dict().items()}
+        history = fit(step, batches, net=net, ema=ema, **options)
+        seen.append((batches, net, begun, ema.module.state_dict()))
+        return history
+
+    monkeypatch.setattr(training, "fit", watched)
+    run_cells("def judge", **SMOKE, scales=2, half_iterations=2)
+    (halves, coarse, _, mean), (whole, net, begun, _) = seen
+    assert coarse is net.coarse
+    assert same({name.removeprefix("coarse."): begun[name] for name in begun if "coarse." in name}, mean)
+    x, rng = whole.x[:4], torch.Generator()
+    sums = whole.transform(x, rng).unfold(2, 2, 2).unfold(3, 2, 2).sum((4, 5))
+    torch.testing.assert_close(halves.transform(x, rng), sums / 2)
+
+
 @pytest.mark.parametrize("name", ["drl_cifar", "drl_toy"])
 def test_energies_that_run_away_together_stop_the_run(in_process, monkeypatch, tmp_path: Path, name: str):
     """Of data and samples alike: the loss, their difference, stays small."""

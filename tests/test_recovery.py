@@ -21,7 +21,7 @@ from problems import (
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from ebmlib.core import flat_sum
-from ebmlib.papers.recovery import by_level, conditional, inpaint, levels, noising, progressive, schedule
+from ebmlib.papers.recovery import by_level, chains_of, conditional, inpaint, levels, noising, progressive, schedule
 from ebmlib.samplers import hmc, langevin, mala
 
 # -- tables --
@@ -358,3 +358,19 @@ def test_means_by_level(device):
     means = by_level(values, t, 4)
     assert means[[0, 2]].tolist() == [0.0, 4.0]
     assert means[[1, 3]].isnan().all()
+
+
+def test_levels_may_take_steps_of_their_own(rng):
+    """A row of numbers is K[t] at level t, and a header's `doubled` levels take 2 K of them."""
+    its = {"T": 3, "K": 2, "b2": 0.03, "variant": "code", "doubled": 1, "c_power": 0.5}
+    tables, steps = chains_of(its)
+    assert steps == [4, 2, 2]
+    assert torch.equal(tables.delta, noising(3, 0.03, c_power=0.5).delta)
+    asked = []
+    at_level = lambda t: lambda y: asked.append(int(t[0])) or y.square().sum(1)
+    progressive(at_level, tables, torch.randn(4, 2, generator=rng(1)), steps, rng=rng(2))
+    assert [asked.count(t) for t in range(3)] == steps
+    older = {name: its[name] for name in ("T", "K", "b2", "variant")}
+    tables, steps = chains_of(older)
+    assert steps == [2, 2, 2]
+    assert torch.equal(tables.delta, noising(3, 0.03).delta)

@@ -185,7 +185,7 @@ BAD = [  # class, name, value, what is allowed
     (DRLImages, "flip", 1, "allowed is True or False"),
     *((DRLImages, "lr", lr, POSITIVE) for lr in (True, math.nan, math.inf, "nan", "fast", "off", -0.1, 0)),
     *((cls, "clip_norm", 0, f"{POSITIVE}, or the text off") for cls in (DRLToy, DRLImages)),
-    (DRLImages, "size", 18, "the net halves images 2 times"),
+    (DRLImages, "size", 18, "the net halves images 3 times"),
     (SelfAdversarialImages, "size", 12, "the net halves images 3 times"),
     (DRLImages, "samples", 15, f"{WHOLE} of at least 16"),
     *((cls, "ema", 1.0, "at least 0 and below 1") for cls in (DRLImages, SelfAdversarialToy)),
