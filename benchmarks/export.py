@@ -16,7 +16,7 @@ import torch
 
 from ebmlib.nets.blocks import parameter_count
 from ebmlib.nets.conv import ConvNet
-from ebmlib.nets.wideresnet import TimeWideResNet
+from ebmlib.nets.wideresnet import cascade
 from ebmlib.run import checkpoint
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -33,7 +33,7 @@ def bundle(run_folder: Path, name: str, folder: Path = DATA / "checkpoints", **a
     objects, meta = checkpoint.load(newest)
     if "filters" in meta["key"]["net"]:
         return _bundle_trainings(objects, meta, folder / f"{name}.safetensors", about), meta["key"]
-    net = TimeWideResNet(**meta["key"]["net"])
+    net = cascade(**meta["key"]["net"])
     checkpoint.load_module(newest, net, ema=True)
     about |= {"key": meta["key"], "iteration": meta["iteration"]}
     record, path = run_folder / "record.safetensors", folder / f"{name}.safetensors"

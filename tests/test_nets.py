@@ -14,7 +14,7 @@ from ebmlib.nets.blocks import ResBlock, TimeEmbedding, parameter_count, sinusoi
 from ebmlib.nets.conv import ConvNet
 from ebmlib.nets.growing import GrowingNet
 from ebmlib.nets.mlp import MLP, TimeMLP
-from ebmlib.nets.wideresnet import TimeWideResNet, halved
+from ebmlib.nets.wideresnet import TimeWideResNet
 
 # name: (net, shape of a sample); the multipliers include a stage that widens and one that does not
 NETS = {
@@ -24,7 +24,6 @@ NETS = {
     "plain time mlp": (lambda: TimeMLP(5, 8, (1, 2), blocks=2, spectral=False), (5,)),
     "resnet": (lambda: TimeWideResNet(3, 8, (1, 2), 2), (3, 8, 8)),
     "dense resnet": (lambda: TimeWideResNet(1, 8, (1, 2, 2), 1, head="dense", spectral=False), (1, 8, 12)),
-    "scaled resnet": (lambda: TimeWideResNet(1, 8, (1, 2), 1, stem=2, scales=2), (1, 16, 16)),
     "convnet": (lambda: ConvNet(3, 16, 4, (1, 2, 3)), (3, 16, 16)),
     "growing": (lambda: GrowingNet(16, 3, 2), (3, 16, 16)),
     "grown": (lambda: half_grown(GrowingNet(4, 1, 2, spectral=False, padding="circular")), (1, 8, 8)),
@@ -212,24 +211,6 @@ def test_the_resnet_is_table_4(name, device, dtype, rng):
     else:
         truth = F.linear(features, net.head.weight, net.head.bias)[:, 0]
     assert_same(net(x, t), truth)
-
-
-def test_a_scaled_net_adds_the_energy_of_the_halves(device, dtype, rng):
-    net = build("scaled resnet", device, dtype)
-    x, t = inputs("scaled resnet", 6, device, dtype, rng)
-    total, of_halves, net.coarse = net(x, t), net.coarse(2 * mean4(x), t), None
-    assert_same(total, net(x, t) + of_halves)
-
-
-def test_an_energy_of_the_halves_moves_them_as_it_would_alone(device, dtype, rng):
-    """So the same steps and the same noise levels serve both; with means of pixels the step would be a quarter."""
-    net = build("resnet", device, dtype)
-    x, t = torch.randn(6, 3, 16, 16, generator=rng(1), device=device, dtype=dtype), torch.arange(6, device=device)
-    moved = x - 0.1 * energy_and_grad(lambda x: net(halved(x), t), x)[1]
-    half = halved(x)
-    assert_same(halved(moved), half - 0.1 * energy_and_grad(lambda x: net(x, t), half)[1])
-    noise = torch.randn(64, 1, 32, 32, generator=rng(2), device=device, dtype=dtype)
-    assert_mean(halved(noise).square().flatten(), 1.0, 0.02)
 
 
 def test_the_paper_s_net_has_the_paper_s_widths():

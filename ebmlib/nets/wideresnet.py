@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,28 +17,31 @@ PRECISIONS = ("float32", "bfloat16")
 STEMS = {1: (3, 1, 1), 2: (4, 2, 1)}  # kernel, stride and padding of the first convolution
 
 
-def halved(x: Tensor) -> Tensor:
-    """Half the sides of x (B, C, H, W): sums of 2x2 pixels, over 2, the low band of Haar's orthonormal wavelet.
+def cascade(
+    channels: int, scales: int = 1, stem: int = 1, spectral: bool = True, **shape: Any
+) -> nn.ModuleList:  # fmt: skip
+    """Nets for `recovery.coarse_to_fine`, smallest images first; `shape` is `TimeWideResNet`'s.
 
-    White noise keeps its variance, and a chain on E(halved(x)) moves halved(x) as a chain on E would.
+    Each net after the first sees 4 * channels: an image and the details that double it. `stem` is that of the first;
+    with several scales the first goes without spectral normalization.
     """
-    return 2 * F.avg_pool2d(x, 2)
+    first = TimeWideResNet(channels, stem=stem, spectral=spectral and scales == 1, **shape)
+    details = (TimeWideResNet(4 * channels, spectral=spectral, **shape) for _ in range(scales - 1))
+    return nn.ModuleList([first, *details])
 
 
 class TimeWideResNet(nn.Module):
     """DRL's energy net (Table 4): 3x3 convolution, N blocks a resolution, average pooling, ReLU, spatial sum, a number.
 
     x (B, channels, H, W) and t (B,) to (B,). head "dense" is the paper's Dense 1; "time" is the released code's inner
-    product with a dense layer of the time embedding. precision "bfloat16" autocasts the body in evaluation mode, where
-    chains run: the loss is a small difference of large energies and stays in float32. Deviations: stem 2 halves the
-    sides in the first convolution (4x4, stride 2), at a quarter of the cost; scales > 1 adds the energy of `coarse`,
-    another such net, of scales - 1, for `halved` images and without spectral normalization.
+    product with a dense layer of the time embedding. stem 2 halves the sides in the first convolution (4x4, stride 2),
+    a deviation at a quarter of the cost. precision "bfloat16" autocasts the body in evaluation mode, where chains run:
+    the loss is a small difference of large energies and stays in float32.
     """
 
     def __init__(
         self, channels: int = 3, width: int = 128, multipliers: Sequence[int] = (1, 2, 2, 2), blocks: int = 5,
         head: str = "time", spectral: bool = True, precision: str = "float32", stem: int = 1,
-        scales: int = 1,
     ):  # fmt: skip
         super().__init__()
         for name, given, allowed in (
@@ -47,7 +51,7 @@ class TimeWideResNet(nn.Module):
         ):
             if given not in allowed:
                 raise ValueError(f"{name} = {given!r}: allowed are {', '.join(map(repr, allowed))}")
-        self.precision, self.parts = getattr(torch, precision), stem * 2 ** (len(multipliers) + scales - 2)
+        self.precision, self.parts = getattr(torch, precision), stem * 2 ** (len(multipliers) - 1)
         embedding = 4 * width
         self.embed = TimeEmbedding(width, embedding, spectral)
         self.stem = maybe_spectral(nn.Conv2d(channels, width, *STEMS[stem]), spectral)
@@ -57,15 +61,12 @@ class TimeWideResNet(nn.Module):
             self.stages.append(nn.ModuleList(ResBlock(i, o, embedding, 2, spectral) for i, o in widths))
         self.by_time = head == "time"
         self.head = maybe_spectral(nn.Linear(embedding, outer) if self.by_time else nn.Linear(outer, 1), spectral)
-        more = (channels, width, multipliers, blocks, head, False, precision, stem, scales - 1)
-        self.coarse = TimeWideResNet(*more) if scales > 1 else None
 
     def at(self, t: Tensor) -> Energy:
         """The energy x (B, channels, H, W) -> (B,) at fixed levels t (B,); what depends on t alone is computed once."""
         temb = self.embed(t)
         shifts = [[block.shift(temb) for block in stage] for stage in self.stages]
         weight = self.head(leaky(temb)) if self.by_time else None
-        below = self.coarse and self.coarse.at(t)
         rounded = self.precision is torch.bfloat16 and not self.training
 
         def energy(x: Tensor) -> Tensor:
@@ -82,8 +83,7 @@ class TimeWideResNet(nn.Module):
                         h = block(h, shift)
             # The sum runs in float32 at least: the energy differences that matter are small against it.
             h = F.relu(h).to(torch.promote_types(h.dtype, torch.float32)).sum((2, 3))  # (B, inner)
-            own = self.head(h).squeeze(1) if weight is None else (h * weight).sum(1)
-            return own + below(halved(x)) if below else own
+            return self.head(h).squeeze(1) if weight is None else (h * weight).sum(1)
 
         return energy
 

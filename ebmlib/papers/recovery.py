@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ebmlib.core import Energy, Rng, expand, flat_sum
 from ebmlib.samplers import Callback, NoiseSource, Pair, Scalar, langevin, noise_like
@@ -137,12 +138,18 @@ def chains_of(settings: Mapping[str, Any], device=None) -> tuple[Noising, list[i
     return noising(T, b2, variant, c_power=settings.get("c_power", 1.0), device=device), steps
 
 
-def levels(net_at: Callable[[Tensor], Energy], tables: Noising) -> Callable[[Tensor], Energy]:
-    """at_level(t): the energy of y_t, E(y) = net_at(t)(y) / energy_scale[t], at fixed t (B,) (Eq. 32, f = -E)."""
+def levels(
+    net_at: Callable[[Tensor], Energy], tables: Noising, given: Tensor | None = None
+) -> Callable[[Tensor], Energy]:
+    """at_level(t): the energy of y_t, E(y) = net_at(t)(y) / energy_scale[t], at fixed t (B,) (Eq. 32, f = -E).
+
+    With `given` (B, C, H, W), the energy of y when these images are known: the net sees their channels, then y's.
+    """
 
     def at_level(t: Tensor) -> Energy:
         raw, scale = net_at(t), tables.energy_scale[t]
-        return lambda y: raw(y) / scale
+        seen = lambda y: y if given is None else torch.cat([given, y], 1)
+        return lambda y: raw(seen(y)) / scale
 
     return at_level
 
@@ -230,6 +237,52 @@ def by_level(values: Tensor, t: Tensor, T: int) -> Tensor:
     total = values.new_zeros(T).index_add(0, t, values)
     count = values.new_zeros(T).index_add(0, t, torch.ones_like(values))
     return torch.where(count > 0, total / count, math.nan)
+
+
+# Several scales: an image is the low band of Haar's wavelet and its details; p(x) = p(low) p(details | low) ---------
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The bands of x (B, C, H, W) in Haar's wavelet: low (B, C, H/2, W/2), details (B, 3C, H/2, W/2).
+
+    low sums 2x2 pixels, over 2. The transform is orthonormal: the bands of white noise are white noise.
+    """
+    low, *details = _haar(F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4)).unbind(2))
+    return low, torch.cat(details, 1)
+
+
+def merged(low: Tensor, details: Tensor) -> Tensor:
+    """The image (B, C, H, W) of two bands, the inverse of `split`."""
+    return F.pixel_shuffle(torch.stack(_haar([low, *details.chunk(3, 1)]), 2).flatten(1, 2), 2)
+
+
+def _haar(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Of four tensors: the sum, the differences of rows and of columns, and that of the diagonals. Its own inverse."""
+    a, b, c, d = parts
+    return [(a + b + c + d) / 2, (a + b - c - d) / 2, (a - b + c - d) / 2, (a - b - c + d) / 2]
+
+
+def band(x: Tensor, scale: int, scales: int) -> tuple[Tensor | None, Tensor]:
+    """What the net at `scale` of `scales` (0 has the smallest images) is given, and what it models, of images x."""
+    for _ in range(scales - 1 - scale):
+        x, _ = split(x)
+    return split(x) if scale else (None, x)
+
+
+def coarse_to_fine(
+    nets: Sequence[Any], tables: Noising, x: Tensor,
+    run: Callable[[Callable[[Tensor], Energy], Tensor, Callable[[Tensor], Tensor]], Tensor],
+) -> Tensor:  # fmt: skip
+    """Images like x (B, C, H, W): the smallest first, then the details that double them, given the smaller image.
+
+    run(at_level, z, whole) samples a scale, from the band z of x: x = x_T ~ N(0, I) serves `progressive`, data
+    `inpaint`. whole(z) is the image that details z make.
+    """
+    image = None
+    for scale, net in enumerate(nets):
+        whole = partial(merged, image) if scale else lambda z: z
+        image = whole(run(levels(net.at, tables, image), band(x, scale, len(nets))[1], whole))
+    return image
 
 
 # Interpolation (section 4.1): the noise of two samples is interpolated, not the samples ------------------------------
