@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ebmlib.nets.wideresnet import TimeWideResNet
+from ebmlib.nets.wideresnet import cascade
 from ebmlib.page import results
 from ebmlib.run import checkpoint, training
 
@@ -73,4 +73,4 @@ def small_drl(path: Path, **more) -> str:
     its = {"T": 2, "K": 3, "b2": 0.01, "variant": "text", "size": 8, "noise": 0.7}
     key = {"net": net, "settings": its, "dataset": "fashion_mnist", **more}
     torch.manual_seed(1)
-    return str(checkpoint.save_weights(path, TimeWideResNet(**net), {"key": key, "iteration": 1234}))
+    return str(checkpoint.save_weights(path, cascade(**net), {"key": key, "iteration": 1234}))

@@ -113,7 +113,10 @@ TABLES = [
         ("the normal approximation one level off", "sigma = tables.sigma[t + 1]", "sigma = tables.sigma[t]"),
         ("no division by the scale", "x = y / expand(tables.scale[t], y)", "x = y"),
         ("levels upward", "reversed(range(tables.T))", "range(tables.T)"),
-        ("levels without their scale", "raw(y) / scale", "raw(y)"),
+        ("levels without their scale", "raw(seen(y)) / scale", "raw(seen(y))"),
+        ("details that forget their image", "torch.cat([given, y], 1)", "torch.cat([0 * given, y], 1)"),
+        ("two bands exchanged", "(a + b - c - d) / 2, (a - b + c - d) / 2", "(a - b + c - d) / 2, (a + b - c - d) / 2"),
+        ("details of another size", "range(scales - 1 - scale)", "range(scales - 1)"),
         ("by_level sums", "torch.where(count > 0, total / count", "torch.where(count > 0, total"),
     ]),
     ("papers/recovery.py", "test_interpolation.py", [

@@ -14,7 +14,7 @@ from ebmlib.nets.blocks import ResBlock, TimeEmbedding, parameter_count, sinusoi
 from ebmlib.nets.conv import ConvNet
 from ebmlib.nets.growing import GrowingNet
 from ebmlib.nets.mlp import MLP, TimeMLP
-from ebmlib.nets.wideresnet import TimeWideResNet
+from ebmlib.nets.wideresnet import TimeWideResNet, cascade
 
 # name: (net, shape of a sample); the multipliers include a stage that widens and one that does not
 NETS = {
@@ -211,6 +211,16 @@ def test_the_resnet_is_table_4(name, device, dtype, rng):
     else:
         truth = F.linear(features, net.head.weight, net.head.bias)[:, 0]
     assert_same(net(x, t), truth)
+
+
+def test_a_cascade_has_a_net_for_the_smallest_images_and_one_for_each_doubling():
+    shape = {"width": 8, "multipliers": (1, 2), "blocks": 1}
+    nets = cascade(3, 3, stem=2, **shape)
+    assert [tuple(net.stem.weight.shape) for net in nets] == [(8, 3, 4, 4), (8, 12, 3, 3), (8, 12, 3, 3)]
+    normalized = [any("parametrizations" in name for name in net.state_dict()) for net in nets]
+    assert normalized == [False, True, True]
+    (alone,) = cascade(3, 1, **shape)
+    assert any("parametrizations" in name for name in alone.state_dict())
 
 
 def test_the_paper_s_net_has_the_paper_s_widths():

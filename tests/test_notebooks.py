@@ -235,34 +235,42 @@ def test_a_checkpoint_is_sampled_with_its_own_steps(in_process, monkeypatch, tmp
     assert all(torch.equal(tables.delta, recovery.noising(2, 0.01, "text").delta) for tables in own)
 
 
-def test_training_goes_on_from_a_network_with_its_settings_and_from_no_other(in_process, monkeypatch, tmp_path: Path):
+def test_smaller_scales_come_from_a_network_with_these_settings_and_from_no_other(in_process, monkeypatch, tmp_path):
     run_cells(None, **SMOKE, run_dir=str(tmp_path / "first"), seed=3)
     (last,) = (tmp_path / "first").glob("step-00000003*")
     mean = checkpoint.load(last)[0]["ema"]["net"]
     given = {**SMOKE, "checkpoint": str(last)}
     begun = lambda **more: first_fit(monkeypatch, "drl_cifar", **given, **more)[2]["net"].state_dict()
-    assert same(begun(warm=True), mean)
+    both = begun(warm=True)  # the first training is that of all nets
+    small = [name for name in both if name.startswith("0.")]
+    assert all(torch.equal(both[name], mean[name]) for name in small)
+    fresh = [name for name in both if name.startswith("1.") and both[name].ndim > 1]
+    assert not any(torch.equal(both[name], mean[name]) for name in fresh)
     for other in ({"K": 3}, {"b2": 1e-3}, {"T": 3}, {"size": 16}, {"variant": "text"}):
         assert same(begun(warm=True, **other), begun(**other))
 
 
-def test_the_energy_of_the_halves_is_trained_before_both(in_process, monkeypatch):
+def test_the_scales_are_trained_one_after_the_other_each_given_the_true_smaller_image(in_process, monkeypatch):
     fit, seen = training.fit, []
 
     def watched(step, batches, *, net, ema, **options):
         begun = {name: value.clone() for name, value in net.state_dict().items()}
         history = fit(step, batches, net=net, ema=ema, **options)
-        seen.append((batches, net, begun, ema.module.state_dict()))
+        seen.append((step, net, begun, ema.module.state_dict(), options["iterations"]))
         return history
 
     monkeypatch.setattr(training, "fit", watched)
-    run_cells("def judge", **SMOKE, scales=2, half_iterations=2)
-    (halves, coarse, _, mean), (whole, net, begun, _) = seen
-    assert coarse is net.coarse
-    assert same({name.removeprefix("coarse."): begun[name] for name in begun if "coarse." in name}, mean)
-    x, rng = whole.x[:4], torch.Generator()
-    sums = whole.transform(x, rng).unfold(2, 2, 2).unfold(3, 2, 2).sum((4, 5))
-    torch.testing.assert_close(halves.transform(x, rng), sums / 2)
+    run_cells("def judge", **SMOKE)
+    (_, small, _, mean, first), (step, nets, begun, after, last) = seen
+    assert small is nets[0]
+    assert (first, last) == (6, 3), "smaller images get twice as many iterations"
+    assert same({name.removeprefix("0."): begun[name] for name in begun if name.startswith("0.")}, mean)
+    assert all(torch.equal(begun[name], after[name]) for name in begun if name.startswith("0.")), "it stays as it is"
+    asked, at = [], nets[1].at
+    monkeypatch.setattr(nets[1], "at", lambda t: lambda x: asked.append(x) or at(t)(x))
+    x = torch.rand(4, 1, 32, 32) * 2 - 1
+    step(x, 0.0)
+    assert all(torch.equal(z[:, :1], recovery.split(x)[0]) for z in asked)
 
 
 @pytest.mark.parametrize("name", ["drl_cifar", "drl_toy"])
@@ -285,8 +293,8 @@ def test_energies_that_run_away_together_stop_the_run(in_process, monkeypatch, t
 
 def test_the_objective_dsm_is_equation_14(in_process, monkeypatch):
     """|y - (x~ + sigma^2 score)|^2 / (2 sigma^2), the score minus the gradient of the explicit energy."""
-    step, batches, options = first_fit(monkeypatch, "drl_cifar", **SMOKE, T=1000, objective="dsm")
-    (rng,), net, tables = options["generators"], options["net"], recovery.noising(1000)
+    step, batches, options = first_fit(monkeypatch, "drl_cifar", **SMOKE, T=1000, objective="dsm", scales=1)
+    (rng,), (net,), tables = options["generators"], options["net"], recovery.noising(1000)
     x, before = data.to_float(batches.x[:8]), rng.get_state()
     loss, stats = step(x, 0.0)
     rng.set_state(before)

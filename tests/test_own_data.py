@@ -59,7 +59,8 @@ def test_the_bundled_checkpoint_draws_with_its_own_noise(monkeypatch):
     exec(block("checkpoint.load(path)"), namespace)
     exec(block("recovery.progressive"), namespace)
     cfg, x = namespace["cfg"], namespace["x"]
-    assert seen == [([cfg["K"]] * cfg["T"], cfg["noise"])]
+    steps = [cfg["K"] * (1 + (t < cfg["doubled"])) for t in range(cfg["T"])]
+    assert seen == [(steps, cfg["noise"])] * cfg["scales"]
     side = cfg["size"]
     assert x.shape == (16, 1, side, side)
     garment = x.clamp(-1, 1).amax((1, 2, 3)) > 0  # lighter than middle gray; small images have no bright details ...

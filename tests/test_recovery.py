@@ -21,7 +21,20 @@ from problems import (
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from ebmlib.core import flat_sum
-from ebmlib.papers.recovery import by_level, chains_of, conditional, inpaint, levels, noising, progressive, schedule
+from ebmlib.papers.recovery import (
+    band,
+    by_level,
+    chains_of,
+    coarse_to_fine,
+    conditional,
+    inpaint,
+    levels,
+    merged,
+    noising,
+    progressive,
+    schedule,
+    split,
+)
 from ebmlib.samplers import hmc, langevin, mala
 
 # -- tables --
@@ -374,3 +387,75 @@ def test_levels_may_take_steps_of_their_own(rng):
     tables, steps = chains_of(older)
     assert steps == [2, 2, 2]
     assert torch.equal(tables.delta, noising(3, 0.03).delta)
+
+
+# -- several scales --
+
+
+def test_the_bands_are_an_orthonormal_transform(rng, dtype):
+    x = torch.randn(5, 3, 8, 12, generator=rng(1), dtype=dtype)
+    low, details = split(x)
+    assert (low.shape, details.shape) == ((5, 3, 4, 6), (5, 9, 4, 6))
+    torch.testing.assert_close(merged(low, details), x)
+    torch.testing.assert_close(low.square().sum() + details.square().sum(), x.square().sum())
+    torch.testing.assert_close(low[0, 1, 2, 3], x[0, 1, 4:6, 6:8].sum() / 2)
+    rows, columns, diagonals = (part[0, 1, 2, 3] for part in details.chunk(3, 1))
+    (a, b), (c, d) = x[0, 1, 4:6, 6:8]
+    torch.testing.assert_close(
+        torch.stack([rows, columns, diagonals]), torch.stack([a + b - c - d, a - b + c - d, a - b - c + d]) / 2
+    )
+
+
+def test_each_scale_is_given_the_next_smaller_image(rng):
+    x = torch.randn(2, 1, 8, 8, generator=rng(1))
+    given, z = band(x, 0, 3)
+    assert given is None
+    assert torch.equal(z, split(split(x)[0])[0])
+    assert all(map(torch.equal, band(x, 1, 3), split(split(x)[0])))
+    assert all(map(torch.equal, band(x, 2, 3), split(x)))
+
+
+class Linear:
+    """The exact marginal energies of a Gaussian band whose mean is c times what is given."""
+
+    def __init__(self, tables, c, variance):
+        self.tables, self.c, self.variance = tables, c, variance
+
+    def at(self, t):
+        a, sigma, scale = (table[t][:, None] for table in (self.tables.cum_a, self.tables.cum_sigma, self.tables.scale))
+
+        def energy(x):
+            x, c = x.flatten(1), torch.tensor(self.c)
+            given, y = (x[:, :1], x[:, 1:]) if len(self.c) > 1 else (torch.zeros(len(x), 1), x)
+            return ((y - scale * a * c * given) ** 2 / (2 * scale**2 * (a**2 * self.variance + sigma**2))).sum(1)
+
+        return energy
+
+
+def test_images_grown_from_small_ones_have_the_exact_covariance(rng):
+    """2x2 pixels: a Gaussian sum, and differences that depend on it. Details that forgot the sum would miss c."""
+    tables = noising(2, 0.01, scaled=False, c_power=0.0)
+    c = [0.8, -0.5, 0.0]
+    nets = [Linear(tables, [0.0], 1.0), Linear(tables, c, 0.5)]
+    run = lambda at, z, whole: progressive(at, tables, z, 600, noise=1.0, rng=rng(3))
+    start = torch.randn(8000, 1, 2, 2, generator=rng(2))
+    low, details = split(coarse_to_fine(nets, tables, start, run))
+    low, details = low.flatten(), details.flatten(1)
+    assert_mean(low**2, 1.0, se=0.018)
+    for j in range(3):
+        assert_mean(low * details[:, j], c[j], se=0.02)
+        assert_mean((details[:, j] - c[j] * low) ** 2 / 0.5, 1.0, se=0.018)
+
+
+def test_a_scale_may_complete_given_images_and_show_how(rng):
+    """`run` gets the bands of x, and `whole` makes pictures of its states."""
+    x, seen = torch.randn(3, 2, 8, 8, generator=rng(1)), []
+
+    def run(at_level, z, whole):
+        seen.append(whole(z))
+        return z
+
+    out = coarse_to_fine([Linear(None, [0.0], 1.0)] * 3, noising(2), x, run)
+    torch.testing.assert_close(out, x)
+    assert [tuple(image.shape[1:]) for image in seen] == [(2, 2, 2), (2, 4, 4), (2, 8, 8)]
+    torch.testing.assert_close(seen[1], split(x)[0])

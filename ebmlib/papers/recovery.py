@@ -196,10 +196,11 @@ def progressive(
 ) -> Tensor:
     """Algorithm 2: from x_T ~ N(0, I) (B, *S) down the levels to x_0.
 
-    K Langevin steps at each level, or K[t] at level t; `noise` scales theirs (.99 in the release
-    at test time, 1 in the text) and `rng` is `langevin`'s. `move(t, target,
-    y)` goes on from there, by HMC say (section 4.2); `project(t, y)` changes
-    the state after each step. `callback(t, x_t)` sees every level.
+    K Langevin steps at each level, or K[t] at level t; `noise` scales theirs
+    (.99 in the release at test time, 1 in the text) and `rng` is `langevin`'s.
+    `move(t, target, y)` goes on from there, by HMC say (section 4.2).
+    `project(t, y)` changes the state after each step, and `callback(t, x_t)`
+    sees every level.
     """
     K = [K] * tables.T if isinstance(K, int) else K
     for level in reversed(range(tables.T)):
