@@ -17,17 +17,13 @@ PRECISIONS = ("float32", "bfloat16")
 STEMS = {1: (3, 1, 1), 2: (4, 2, 1)}  # kernel, stride and padding of the first convolution
 
 
-def cascade(
-    channels: int, scales: int = 1, stem: int = 1, spectral: bool = True, **shape: Any
-) -> nn.ModuleList:  # fmt: skip
+def cascade(channels: int, scales: int = 1, stem: int = 1, **shape: Any) -> nn.ModuleList:
     """Nets for `recovery.coarse_to_fine`, smallest images first; `shape` is `TimeWideResNet`'s.
 
-    Each net after the first sees 4 * channels: an image and the details that double it. `stem` is that of the first;
-    with several scales the first goes without spectral normalization.
+    Each net after the first sees 4 * channels: an image and the details that double it. `stem` is that of the first.
     """
-    first = TimeWideResNet(channels, stem=stem, spectral=spectral and scales == 1, **shape)
-    details = (TimeWideResNet(4 * channels, spectral=spectral, **shape) for _ in range(scales - 1))
-    return nn.ModuleList([first, *details])
+    details = (TimeWideResNet(4 * channels, **shape) for _ in range(scales - 1))
+    return nn.ModuleList([TimeWideResNet(channels, stem=stem, **shape), *details])
 
 
 class TimeWideResNet(nn.Module):
