@@ -235,6 +235,14 @@ def test_a_checkpoint_is_sampled_with_its_own_steps(in_process, monkeypatch, tmp
     assert all(torch.equal(tables.delta, recovery.noising(2, 0.01, "text").delta) for tables in own)
 
 
+def test_a_run_draws_what_its_checkpoint_draws(in_process, tmp_path: Path):
+    run, _ = run_cells("def judge", **SMOKE, run_dir=str(tmp_path / "run"), doubled=1)
+    (last,) = (tmp_path / "run").glob("step-00000003*")
+    nets, chains, _ = run["from_file"](str(last))
+    draw = lambda nets, chains: run["generate"](nets, chains, 2, 5)
+    assert torch.equal(draw(run["learned"], run["own"]), draw(nets, chains))
+
+
 def test_smaller_scales_come_from_a_network_with_these_settings_and_from_no_other(in_process, monkeypatch, tmp_path):
     run_cells(None, **SMOKE, run_dir=str(tmp_path / "first"), seed=3)
     (last,) = (tmp_path / "first").glob("step-00000003*")
