@@ -271,7 +271,7 @@ def test_the_scales_are_trained_one_after_the_other_each_given_the_true_smaller_
     run_cells("def judge", **SMOKE)
     (_, small, _, mean, first), (step, nets, begun, after, last) = seen
     assert small is nets[0]
-    assert (first, last) == (6, 3), "smaller images get twice as many iterations"
+    assert (first, last) == (12, 3), "smaller images get four times as many iterations"
     assert same({name.removeprefix("0."): begun[name] for name in begun if name.startswith("0.")}, mean)
     weights = [name for name in begun if name.startswith("0.") and not name.endswith(("_u", "_v"))]
     assert all(torch.equal(begun[name], after[name]) for name in weights), "it stays as it is"
