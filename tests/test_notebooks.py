@@ -340,7 +340,9 @@ def test_pixels_are_dequantized_where_level_0_adds_no_noise(in_process, monkeypa
 
 @pytest.mark.parametrize(("iterations", "every"), [(3, 1), (160, 40), (9000, 250)])
 def test_a_short_run_has_checkpoints_on_its_way(in_process, monkeypatch, iterations: int, every: int):
-    _, _, options = first_fit(monkeypatch, "drl_cifar", **SMOKE | {"preset": "quick", "iterations": iterations}, scales=1)
+    _, _, options = first_fit(
+        monkeypatch, "drl_cifar", **SMOKE | {"preset": "quick", "iterations": iterations}, scales=1
+    )
     assert options["save_every"] == every
 
 
