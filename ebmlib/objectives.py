@@ -62,12 +62,7 @@ def entropy_nn(x: Tensor, reference: Tensor, floor: float = 1e-4) -> Tensor:
 
 
 def denoising_score_matching(
-    energy: Energy,
-    x: Tensor,
-    sigma: float | Tensor,
-    rng: Rng = None,
-    *,
-    weight: float | Tensor = 1.0,
+    energy: Energy, x: Tensor, sigma: float | Tensor, rng: Rng = None, *, weight: float | Tensor = 1.0
 ) -> Tensor:
     """Mean of weight / 2 |sigma grad E(x + sigma n) - n|^2 for n ~ N(0, I).
 
@@ -85,13 +80,7 @@ def denoising_score_matching(
     return (0.5 * weight * flat_sum(miss.square())).mean()
 
 
-def elbo(
-    log_lik: Tensor,
-    mean: Tensor,
-    log_std: Tensor,
-    *,
-    beta: float = 1.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
+def elbo(log_lik: Tensor, mean: Tensor, log_std: Tensor, *, beta: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
     """Minus the evidence lower bound: beta KL(q || N(0, I)) - log p(x | z).
 
     log_lik (B,) in nats at one draw z of q; mean and log_std (B, d) of the

@@ -27,11 +27,7 @@ def trained(**given) -> str:
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
-    [
-        ({"dataset": "swiss-roll"}, "dataset = 'checkerboard'"),
-        ({"b2": 0.02}, "b2 = 0.06"),
-        ({"T": 4}, "T = 6"),
-    ],
+    [({"dataset": "swiss-roll"}, "dataset = 'checkerboard'"), ({"b2": 0.02}, "b2 = 0.06"), ({"T": 4}, "T = 6")],
 )
 def test_a_checkpoint_of_another_target_or_ladder_stops_the_page_before_a_run_begins(tmp_path, given, sentence):
     path = trained()

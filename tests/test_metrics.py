@@ -76,11 +76,7 @@ REFUSED = [
     (partial(metrics.kid, subsets=1), (A, B), "70 real and 64 fake"),
     (partial(metrics.kid, subsets=4, subset_size=20), (A, B), "70 real and 64 fake"),
     (partial(metrics.kid, subset_size=1), (A, B), "70 real and 64 fake"),
-    (
-        partial(metrics.inception_score, splits=1),
-        (A, nn.Flatten()),
-        "2 or more splits of 2 or more",
-    ),
+    (partial(metrics.inception_score, splits=1), (A, nn.Flatten()), "2 or more splits of 2 or more"),
     (partial(metrics.inception_score, splits=36), (A, nn.Flatten()), "2 or more images, got 36 of 70"),
     (metrics.inception_score, (normal(40, 10),), "Fashion-CNN has 64 features, got 10"),
     (metrics.inception_score, (A.where(A < 2, math.nan), nn.Flatten()), "of 70 images are no numbers"),

@@ -98,7 +98,7 @@ def test_the_table_reads_as_a_person_would_write_it():
     assert rows[10][1:3] == [r"$\eta/2$, $\eta = 8 \cdot 10^{-5}$", r"$\sqrt{\eta}$"]
     assert rows[14][1] == r"$b_0^2\sigma_t^2/2$, $b_0 = .0002$"
     assert [rows[k][6] for k in (2, 11, 12, 15, 17)] == [
-        *["any", "15 a resolution", "15, 30, 50, 50, 60", "1 a level", "40 or 60"],
+        *["any", "15 a resolution", "15, 30, 50, 50, 60", "1 a level", "40 or 60"]
     ]
 
 

@@ -91,14 +91,7 @@ def coarse_steps(K: int, beta: float) -> int:
 
 
 def stage_start(
-    coarse: Energy,
-    noise: Tensor,
-    K: int,
-    chain: Chain,
-    beta: float,
-    *,
-    rng: Rng = None,
-    how: str = "linear",
+    coarse: Energy, noise: Tensor, K: int, chain: Chain, beta: float, *, rng: Rng = None, how: str = "linear"
 ) -> Tensor:
     """Where the chains of a stage start: (B, C, 2h, 2w) (Algorithm 1).
 
@@ -120,11 +113,7 @@ def climb(energies: Sequence[Energy], x: Tensor, steps: Sequence[int], chain: Ch
     return x
 
 
-def short_run_precision(
-    variance: Tensor,
-    begin: Tensor,
-    schedule: Sequence[Pair],
-) -> Tensor:
+def short_run_precision(variance: Tensor, begin: Tensor, schedule: Sequence[Pair]) -> Tensor:
     """Curvature w with which a short chain ends at `variance`, elementwise.
 
     The chain starts with variance `begin`. Maximum likelihood with such chains

@@ -53,12 +53,7 @@ def _solve(velocity: Callable[[Tensor], Tensor], state: Tensor, t_end: float, to
 
 
 def transport(
-    energy: Energy,
-    x: Tensor,
-    t_end: float = 0.2,
-    *,
-    tol: float = 1e-5,
-    create_graph: bool = False,
+    energy: Energy, x: Tensor, t_end: float = 0.2, *, tol: float = 1e-5, create_graph: bool = False
 ) -> Tensor:
     """Follow dx/dt = -grad E(x) for time t_end (negative: backward).
 
