@@ -4,6 +4,7 @@ import hashlib
 import math
 from pathlib import Path
 
+import pytest
 import torch
 
 from ebmlib import data
@@ -21,28 +22,29 @@ def committed(notebook: str) -> tuple[list[results.Row], dict]:
 def test_the_bundled_image_net_is_closer_to_garments_than_garments_with_noise():
     """Closer than real images with noise of 0.2, on the ladder of known images that the chapter draws."""
     rows = {row.name: row for row in committed("drl_cifar")[0]}
-    trained = rows["FID (Fashion-CNN features, images resized to 28 x 28), trained"]
-    assert (trained.n, trained.seed, trained.dataset) == (2048, [1, 2, 3], "fashion_mnist")
-    train, test = (data.images("fashion_mnist", split, size=16)[0][:2048] for split in ("train", "test"))
+    trained = rows["FID (Fashion-CNN features, images cropped to 28 x 28), trained"]
+    assert (trained.n, trained.seed, trained.dataset) == (2048, 0, "fashion_mnist")
+    train, test = (data.images("fashion_mnist", split, size=32)[0][:2048] for split in ("train", "test"))
     noisy = metrics.ladder(train, torch.Generator().manual_seed(0))["noise 0.2"]
     assert trained.value + trained.se <= metrics.fid(test, noisy), "and not by the luck of the sampling seeds"
 
 
 def test_the_chain_gradients_of_the_image_rows_follow_from_their_settings():
-    for name, kinds in (("drl_cifar", 1), ("drl_cifar_ablations", 6)):
+    for name, kinds in (("drl_cifar", 1), ("drl_cifar10", 1), ("drl_cifar_ablations", 6)):
         rows, _ = committed(name)
         spent = {row.protocol: 1000 * row.value for row in rows if row.name == "chain gradients in training"}
         assert len(spent) == kinds
         for protocol, gradients in spent.items():
             T, K = (int(protocol.partition(f"{letter} = ")[2].partition(",")[0]) for letter in "TK")
-            iterations = 10_000 if name == "drl_cifar" else 6_000 if T == 1000 else 1_000
+            iterations = 20_000 if name != "drl_cifar_ablations" else 6_000 if T == 1000 else 1_000
             assert gradients == iterations * max(K, 1)
             assert f"{gradients:,.0f} chain gradients" in protocol
         assert {row.protocol for row in rows} == set(spent)
 
 
-def test_the_image_rows_are_of_the_bundled_checkpoint():
-    rows, meta = committed("drl_cifar")
+@pytest.mark.parametrize("name", ["drl_cifar", "drl_cifar10"])
+def test_the_image_rows_are_of_the_bundled_checkpoint(name):
+    rows, meta = committed(name)
     path = DATA / "checkpoints" / meta["checkpoint"]
     assert hashlib.sha256(path.read_bytes()).hexdigest() == meta["sha256"]
     saved = checkpoint.load(path)[1]
@@ -92,8 +94,6 @@ def test_the_image_chapter_tells_the_order_of_its_ablations():
     one, thousand = kid.pop("T = 1, K = 180"), kid["T = 1000, K = 0"]
     assert min(apart(one, row) for row in kid.values()) > 3, "one level ends ahead of all at equal iterations"
     assert spent["T = 1, K = 180"] > 3 * max(spent[name] for name in kid), "with more than three times the gradients"
-    (longer,) = [row for row in committed("drl_cifar")[0] if row.name.startswith("KID")]
-    assert longer.value < one.value / 2, "and at comparable gradients six levels have less than half its KID"
     assert apart(kid["T = 1000, K = 0, DSM"], thousand) > 3, "score matching is ahead at a thousand levels"
     train, test = (data.images("fashion_mnist", split, size=16)[0][:2048] for split in ("train", "test"))
     gaussian = metrics.ladder(train, torch.Generator().manual_seed(0))["one Gaussian"]

@@ -24,7 +24,7 @@ def test_shared_noise_holds_a_row_together_and_fresh_noise_does_not(tmp_path: Pa
     assert {(row.dataset, row.n, row.preset) for row in rows.values()} == {("fashion_mnist", 16, "smoke")}
     how = {row.protocol for name, row in rows.items() if not name.startswith("share of pixels outside")}
     assert all("16 pairs, 5 points, arc; " in said for said in how)
-    assert all(said.endswith("EMA weights after 10,000 iterations") for said in how)
+    assert all(said.endswith("EMA weights after 4,000 iterations") for said in how)
     length = lambda name: rows[f"length of the path, {name}"]
     assert length("shared noise").value + 3 * length("shared noise").se < 2
     assert length("fresh noise").value - 2 * length("fresh noise").se > 2.5, "of 4, were they all as far apart"
@@ -50,7 +50,7 @@ def test_net_size_and_chains_are_the_checkpoints(tmp_path: Path):
     assert namespace["smooth"].shape == (3, 3, 1, 8, 8)
     assert torch.equal(namespace["tables"].delta, recovery.noising(2, 0.01, "text").delta)
     says = "size = 8, T = 2, K = 3, b2 = 0.01, variant = text, noise = 0.7; EMA weights after 1,234 iterations"
-    left = "the largest of 4 sets of paths, before they are clamped"
+    left = "the largest of 5 sets of paths, before they are clamped"
     assert {row.protocol for row in namespace["found"]} == {f"3 pairs, 3 points, arc; {says}", left}
 
 
