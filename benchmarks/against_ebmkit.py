@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import peers
 import torch
+from commit import git_commit
 from torch import Tensor
 
 from ebmlib import partition
@@ -227,7 +228,7 @@ def main() -> None:
         raise SystemExit(reason["ebmkit"])
     torch.set_num_threads(1)
     options = {"iterations": given.iterations} if given.iterations else {}
-    commit, code = results.git_commit(ROOT), code_hash()
+    commit, code = git_commit(ROOT), code_hash()
     rows = [row for seed in given.seeds for row in kept(seed, code, options)]
     if not all(math.isfinite(row.value) for row in rows):
         raise SystemExit(f"a method diverged: look at {KEPT.relative_to(ROOT)}")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # what a first optimizer imports, seconds long: once, before the forks
+from commit import git_commit
 from safetensors import safe_open
 
 from ebmlib.core import evaluating
@@ -139,7 +140,7 @@ def main() -> None:
     rows += [row("resumes that ended", resumed), row("bit-identical ends", identical)]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     meta = {"command": "make kills", "seconds": round(time.perf_counter() - began), "seconds of a run": round(each, 1)}
-    results.save(given.out, rows, overwrite=True, commit=results.git_commit(ROOT), **meta)
+    results.save(given.out, rows, overwrite=True, commit=git_commit(ROOT), **meta)
     print(results.as_text(rows))
     if identical < given.kills:
         raise SystemExit(f"{given.kills - identical} of {given.kills} runs did not end as the one that nobody killed")

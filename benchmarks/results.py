@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from commit import git_commit
 from export import bundle
 
 from ebmlib.page import results
@@ -120,7 +121,7 @@ def settings_hash(run: Run) -> str:
 def check_unchanged(run: Run, commit: str | None = None) -> None:
     """SystemExit where the run's key or the commit is not what it was when the runs started."""
     changed = key_of(run) != run.key
-    if changed or commit not in (None, results.git_commit(ROOT)):
+    if changed or commit not in (None, git_commit(ROOT)):
         what = "the code or data have" if changed else "the commit has"
         raise SystemExit(f"{run.file}: {what} changed since its runs started, so no rows are written; start again")
 
@@ -206,7 +207,7 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     kind = GPU if options.gpu else LONG if options.long else [name for name in PLAN if name not in GPU + LONG]
     chosen = options.only or kind
-    commit, plan = results.git_commit(ROOT), [planned(name, options.dry_run) for name in chosen]
+    commit, plan = git_commit(ROOT), [planned(name, options.dry_run) for name in chosen]
     run = functools.partial(execute, deadline=time.monotonic() + 60 * options.minutes)
     try:
         for runs in plan:

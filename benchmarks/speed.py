@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import peers
 import torch
+from commit import git_commit
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import DeviceType
@@ -574,7 +575,7 @@ def meta(given: argparse.Namespace, device: torch.device, left_out: Mapping[str,
     command = "make bench" + f' ARGS="{arguments}"' * bool(arguments)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {name: version for name, version in peers.VERSIONS.items() if name not in left_out}
-    about = {"command": command, "commit": results.git_commit(ROOT), "device": given.device, "dry_run": given.dry_run}
+    about = {"command": command, "commit": git_commit(ROOT), "device": given.device, "dry_run": given.dry_run}
     return about | {"versions": versions, "hardware": results.hardware(device), "threads": torch.get_num_threads()}
 
 

@@ -62,8 +62,9 @@ def entropy_nn(x: Tensor, reference: Tensor, floor: float = 1e-4) -> Tensor:
 
 
 def denoising_score_matching(
-    energy: Energy, x: Tensor, sigma: float | Tensor, rng: Rng = None, *, weight: float | Tensor = 1.0
-) -> Tensor:
+    energy: Energy, x: Tensor, sigma: float | Tensor, rng: Rng = None, *,
+    weight: float | Tensor = 1.0
+) -> Tensor:  # fmt: skip
     """Mean of weight / 2 |sigma grad E(x + sigma n) - n|^2 for n ~ N(0, I).
 
     E learns the distribution of x (B, *S) plus the noise; the least value is
@@ -80,7 +81,9 @@ def denoising_score_matching(
     return (0.5 * weight * flat_sum(miss.square())).mean()
 
 
-def elbo(log_lik: Tensor, mean: Tensor, log_std: Tensor, *, beta: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+def elbo(
+    log_lik: Tensor, mean: Tensor, log_std: Tensor, *, beta: float = 1.0
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Minus the evidence lower bound: beta KL(q || N(0, I)) - log p(x | z).
 
     log_lik (B,) in nats at one draw z of q; mean and log_std (B, d) of the

@@ -93,7 +93,10 @@ def kl(
 
 
 @torch.no_grad()
-def draw(energy: Energy, count: int, box: float, n: int = 600, slack: float = 1.0, rng: Rng = None) -> Tensor:
+def draw(
+    energy: Energy, count: int, box: float, n: int = 600, slack: float = 1.0,
+    rng: Rng = None
+) -> Tensor:  # fmt: skip
     """Exact samples (count, 2) of exp(-E) cut to [-box, box]^2, by rejection.
 
     A cell is drawn by its midpoint's mass, a uniform point of it is kept with
@@ -142,8 +145,9 @@ def geometric(first: Energy, last: Energy, betas: Sequence[float]) -> list[Energ
 
 
 def ais(
-    path: Sequence[Energy], x: Tensor, kernels: Kernel | Sequence[Kernel], *, rng: Rng = None
-) -> tuple[Tensor, Annealed]:
+    path: Sequence[Energy], x: Tensor, kernels: Kernel | Sequence[Kernel], *,
+    rng: Rng = None
+) -> tuple[Tensor, Annealed]:  # fmt: skip
     """Annealed importance sampling: log w = sum_k E_k(x_k) - E_{k+1}(x_k).
 
     x_0 = x (B, *S) are exact draws of exp(-E_0); x_k is x_{k-1} moved by the

@@ -33,7 +33,9 @@ class Reservoir:
         if len(self.x) != capacity:
             raise ValueError(f"a reservoir's noise must give as many samples as asked: {capacity}, not {len(self.x)}")
 
-    def draw(self, n: int, rng: Rng = None, *, restart: float | None = None) -> Tensor:
+    def draw(
+        self, n: int, rng: Rng = None, *, restart: float | None = None
+    ) -> Tensor:  # fmt: skip
         """n of the kept samples (n, *S), with replacement.
 
         Each is fresh noise instead with probability `restart` (None: the

@@ -239,7 +239,9 @@ def mala(
     return _corrected((x, *energy_and_grad(energy, x)), propose, K, rng, callback)
 
 
-def independence(energy: Energy, x: Tensor, K: int = 1, *, rng: Rng = None) -> tuple[Tensor, Info]:
+def independence(
+    energy: Energy, x: Tensor, K: int = 1, *, rng: Rng = None
+) -> tuple[Tensor, Info]:  # fmt: skip
     """K Metropolis steps with proposals from N(0, I), whatever x is.
 
     Exact for exp(-E) without a gradient; x is (B, *S). A jump crosses any
@@ -276,8 +278,9 @@ def leapfrog(energy: Energy, x: Tensor, p: Tensor, grad: Tensor, step: Scalar, L
 
 
 def hmc(
-    energy: Energy, x: Tensor, step: Scalar, K: int, *, L: int = 2, rng: Rng = None, callback: Callback = None
-) -> tuple[Tensor, Info]:
+    energy: Energy, x: Tensor, step: Scalar, K: int, *, L: int = 2,
+    rng: Rng = None, callback: Callback = None
+) -> tuple[Tensor, Info]:  # fmt: skip
     """K trajectories of L leapfrog steps, each with a Metropolis correction.
 
     Exact for exp(-E), with unit mass and L gradients a trajectory. x is

@@ -284,6 +284,6 @@ def test_rows_of_changed_code_or_of_another_commit_are_not_written(bench, monkey
     assert not (bench.ROOT / "data" / "results").exists()
     assert [name for name, _ in calls(bench)] == ["partition_toy"], "the next one would run other code"
     (planned,) = bench.planned("partition_toy")
-    bench.check_unchanged(planned, results.git_commit(bench.ROOT))
+    bench.check_unchanged(planned, bench.git_commit(bench.ROOT))
     with pytest.raises(SystemExit, match="the commit has changed since its runs started"):
         bench.check_unchanged(planned, "another")

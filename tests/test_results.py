@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from commit import git_commit
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from scipy import stats
 
@@ -380,17 +381,17 @@ def test_the_commit_is_the_last_one_that_changed_more_than_numbers(tmp_path):
     git("init", "-q")
     git("add", "code")
     git("commit", "-q", "-m", "Begin")
-    commit = results.git_commit(tmp_path)
+    commit = git_commit(tmp_path)
     assert len(commit) == 12
     (tmp_path / "data" / "results" / "rows").write_text("1")
     git("add", "data")
-    assert results.git_commit(tmp_path) == commit
+    assert git_commit(tmp_path) == commit
     git("commit", "-q", "-m", "Rows")
-    assert results.git_commit(tmp_path) == commit
+    assert git_commit(tmp_path) == commit
     (tmp_path / "code").write_text("2")
-    assert results.git_commit(tmp_path) == f"{commit}-dirty"
+    assert git_commit(tmp_path) == f"{commit}-dirty"
     git("commit", "-q", "-a", "-m", "More")
-    assert results.git_commit(tmp_path) != commit
+    assert git_commit(tmp_path) != commit
 
 
 def test_rows_of_a_notebook_from_an_earlier_version_are_read(tmp_path):

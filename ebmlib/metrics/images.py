@@ -259,7 +259,9 @@ def _shuffled(n: int, rng: torch.Generator | None) -> Tensor:
     return torch.randperm(n, generator=rng, device=rng.device if rng is not None else "cpu").cpu()
 
 
-def ladder(images: Tensor, rng: torch.Generator | None = None) -> dict[str, Tensor]:
+def ladder(
+    images: Tensor, rng: torch.Generator | None = None
+) -> dict[str, Tensor]:  # fmt: skip
     """Real images (N, C, H, W) and what is made of them, by name.
 
     With noise (its standard deviation in [-1, 1] units), pooled, N draws of

@@ -16,7 +16,10 @@ class ConvNet(nn.Module):
     CIFAR-10, (1, 2, 4, 8, 16) for CelebA at 64 pixels.
     """
 
-    def __init__(self, channels: int = 1, size: int = 32, filters: int = 32, multipliers: Sequence[int] = (1, 2, 2, 2)):
+    def __init__(
+        self, channels: int = 1, size: int = 32, filters: int = 32,
+        multipliers: Sequence[int] = (1, 2, 2, 2)
+    ):  # fmt: skip
         super().__init__()
         strides = len(multipliers) - 1
         if size % 2**strides:

@@ -7,7 +7,6 @@ import json
 import math
 import numbers
 import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -88,17 +87,6 @@ def hardware(device: Any = "cpu") -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     model = next(filter(None, names), "") or platform.processor() or platform.machine()
     return f"CPU, {threads} thread{'s' * (threads != 1)}, {model}"
-
-
-def git_commit(root: Path) -> str:
-    """The last commit of a checkout that changed more than numbers, with -dirty where files beside them have changed.
-
-    Rows may then be committed while other runs of the same code go on.
-    """
-    asked = ("log -1 --format=%h --abbrev=12", "status --porcelain --untracked-files=no")
-    commands = [["git", *ask.split(), "--", ".", ":!data/results", ":!data/benchmarks"] for ask in asked]
-    commit, changed = (subprocess.run(c, cwd=root, capture_output=True, text=True).stdout.strip() for c in commands)
-    return commit + "-dirty" * bool(changed)
 
 
 def mean_rows(rows: Iterable[Row]) -> list[Row]:

@@ -91,8 +91,9 @@ def coarse_steps(K: int, beta: float) -> int:
 
 
 def stage_start(
-    coarse: Energy, noise: Tensor, K: int, chain: Chain, beta: float, *, rng: Rng = None, how: str = "linear"
-) -> Tensor:
+    coarse: Energy, noise: Tensor, K: int, chain: Chain, beta: float, *,
+    rng: Rng = None, how: str = "linear"
+) -> Tensor:  # fmt: skip
     """Where the chains of a stage start: (B, C, 2h, 2w) (Algorithm 1).
 
     K (1 - beta) coarse steps from noise (B, C, h, w), upsampled and mixed with
@@ -113,7 +114,9 @@ def climb(energies: Sequence[Energy], x: Tensor, steps: Sequence[int], chain: Ch
     return x
 
 
-def short_run_precision(variance: Tensor, begin: Tensor, schedule: Sequence[Pair]) -> Tensor:
+def short_run_precision(
+    variance: Tensor, begin: Tensor, schedule: Sequence[Pair]
+) -> Tensor:  # fmt: skip
     """Curvature w with which a short chain ends at `variance`, elementwise.
 
     The chain starts with variance `begin`. Maximum likelihood with such chains

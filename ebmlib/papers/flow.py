@@ -53,8 +53,9 @@ def _solve(velocity: Callable[[Tensor], Tensor], state: Tensor, t_end: float, to
 
 
 def transport(
-    energy: Energy, x: Tensor, t_end: float = 0.2, *, tol: float = 1e-5, create_graph: bool = False
-) -> Tensor:
+    energy: Energy, x: Tensor, t_end: float = 0.2, *, tol: float = 1e-5,
+    create_graph: bool = False
+) -> Tensor:  # fmt: skip
     """Follow dx/dt = -grad E(x) for time t_end (negative: backward).
 
     x is (B, *S), t_end in units of x^2 / energy. With x ~ N(0, I) this is the

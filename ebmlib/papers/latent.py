@@ -29,7 +29,9 @@ def split(state: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return state[:, :size].reshape(-1, *shape), state[:, size:]
 
 
-def push(decode: Decoder, eps: Tensor, shape: tuple[int, ...] = (2,)) -> tuple[Tensor, Tensor]:
+def push(
+    decode: Decoder, eps: Tensor, shape: tuple[int, ...] = (2,)
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """T(eps) = (x, z): z = eps_z and x = mean(z) + std(z) eps_x.
 
     eps (B, D) to x (B, *S) and z (B, d). Source: VAEBM, Eq. 8.
@@ -49,7 +51,9 @@ def log_jacobian(decode: Decoder, z: Tensor) -> Tensor:
     return flat_sum(decode(z).log_std)
 
 
-def in_noise(energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)) -> Energy:
+def in_noise(
+    energy: Energy, decode: Decoder, shape: tuple[int, ...] = (2,)
+) -> Energy:  # fmt: skip
     """E(T_x(eps)) - log N(eps; 0, I): the energy of VAEBM's chains (Eq. 9).
 
     Of eps (B, D). With E = 0 it is normalized; the mean of exp(-E) under

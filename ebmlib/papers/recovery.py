@@ -163,7 +163,9 @@ def conditional(energy: Energy, x_next: Tensor, precision: Scalar) -> Energy:
     return lambda y: energy(y) + pull(y)
 
 
-def schedule(tables: Noising, t: Tensor, K: int, noise: float = 1.0) -> list[Pair]:
+def schedule(
+    tables: Noising, t: Tensor, K: int, noise: float = 1.0
+) -> list[Pair]:  # fmt: skip
     """The K pairs (delta^2 / 2, noise * delta) of Eq. 17 for levels t (B,).
 
     K = 0 is the normal approximation of Eq. 12: one pair
@@ -322,7 +324,9 @@ def _angle(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(along < torch.finfo(x.dtype).eps ** 0.5, math.nan, angle)
 
 
-def shared(rng0: torch.Generator, rng1: torch.Generator, s: Tensor, way: str = "arc") -> Callable[[Tensor], Tensor]:
+def shared(
+    rng0: torch.Generator, rng1: torch.Generator, s: Tensor, way: str = "arc"
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
     """Noise for chains at s (n,) of the way between two runs.
 
     A function for `langevin`'s rng: it takes a state (n * B, *S), all samples
