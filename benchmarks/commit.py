@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def git_commit(root: Path) -> str:
-    """The last commit of a checkout that changed more than rows and weights, with -dirty where files beside them have changed.
+    """The last commit that changed more than rows and weights, with -dirty where other files have changed since.
 
     Rows may then be committed while other runs of the same code go on.
     """
