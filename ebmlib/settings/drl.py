@@ -122,14 +122,8 @@ class DRLInterpolation(Settings):
     opens_run = False
     way: str = value("arc", "section 4.1; whose angle is not said", text="sphere", allowed=("arc", "angle"))
     steps: int = value(9, "images per row, with both ends; an odd number", smoke=3, gpu=17, low=3, check=check_odd)
-    pairs: int = value(64, "of samples, each with its path", smoke=2, quick=12, gpu=256, low=2)
+    pairs: int = value(64, "of samples, each with its path", smoke=2, quick=8, gpu=256, low=2)
     at_once: int = value(4, "pairs whose paths are sampled together", smoke=2, quick=16, gpu=64, low=1)
-    own_iterations: int = value(0, "of the net trained here; 0 trains none", smoke=2, quick=90, gpu=1000, low=0)
-    batch: int = value(32, "of that training, as in `drl_cifar` at preset cpu", smoke=4, low=1)
-    lr: float = value(1e-3, "of that training, with a half cosine to 0", above=0)
-    warmup: int = value(50, smoke=1, quick=20, low=0)
-    ema: float = value(0.98, low=0, below=1)
-    clip_norm: float | None = value(1.0, "largest norm of the gradient", above=0)
 
 
 @dataclass(frozen=True)
