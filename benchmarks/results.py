@@ -20,14 +20,12 @@ import os
 import re
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from commit import git_commit
+from commit import PLAN, git_commit
 from export import bundle
 
 from ebmlib.page import results
@@ -40,7 +38,6 @@ from book.project import Project
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path(os.environ.get("EBM_RUNS") or ROOT / "build" / "results").expanduser().absolute()
-PLAN: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("plan.toml").read_text(encoding="utf-8"))
 GPU = [name for name, entry in PLAN.items() if entry.get("preset") == "gpu"]
 LONG = [name for name, entry in PLAN.items() if entry.get("preset") == "long"]  # in the order of the plan
 LIMIT = {"long": 12 * 3600.0, "cpu": 5400.0}  # seconds that a seed may take, by preset

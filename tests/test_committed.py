@@ -19,15 +19,18 @@ def committed(notebook: str) -> tuple[list[results.Row], dict]:
     return results.load(DATA / "results" / f"{notebook}.json")
 
 
-def test_the_bundled_image_net_is_closer_to_garments_than_garments_with_noise():
-    """Closer than real images with noise of 0.2, on the ladder of known images that the chapter draws."""
-    rows = {row.name: row for row in committed("drl_cifar")[0]}
-    trained = rows["KID (Fashion-CNN features, images cropped to 28 x 28), trained"]
-    assert (trained.n, trained.seed, trained.dataset) == (2048, 0, "fashion_mnist")
-    train, test = (data.images("fashion_mnist", split, size=32)[0][:2048] for split in ("train", "test"))
-    noisy = metrics.ladder(train, torch.Generator().manual_seed(0))["noise 0.2"]
-    limit, se = metrics.kid(test, noisy, rng=torch.Generator().manual_seed(0))
-    assert trained.value + 3 * math.hypot(trained.se, se) < limit, "and not by the luck of the sampling seeds"
+@pytest.mark.parametrize(("file", "dataset"), [("drl_cifar", "fashion_mnist"), ("drl_cifar10", "cifar10")])
+def test_the_bundled_image_nets_are_closer_to_the_data_than_images_pooled_4_x_4(file, dataset):
+    """By both distances, on the ladder of known images that the chapter draws, and not by the luck of the sampling."""
+    means = results.summary(committed("reading_scores")[0])
+    known = {row.name: row for row in means if row.dataset == dataset}
+    for row in committed(file)[0]:
+        score = row.name.partition(" ")[0]
+        if score in ("FID", "KID"):
+            assert (row.n, row.seed, row.dataset) == (2048, 0, dataset)
+            judge = row.name.partition("(")[2].partition(" ")[0]
+            pooled = known[f"{score} ({judge} features), pooled 4 x 4"]
+            assert row.value + 3 * math.hypot(row.se, pooled.se) < pooled.value
 
 
 def test_the_chain_gradients_of_the_image_rows_follow_from_their_settings():

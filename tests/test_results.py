@@ -388,6 +388,17 @@ def test_the_commit_is_the_last_one_that_changed_more_than_numbers(tmp_path):
     assert git_commit(tmp_path) == commit
     git("commit", "-q", "-m", "Rows")
     assert git_commit(tmp_path) == commit
+    weights = tmp_path / "data" / "checkpoints"
+    weights.mkdir()
+    for name in ("drl_cifar10", "fashion_cnn"):  # what a run writes, and a judge, which rows depend on
+        (weights / f"{name}.safetensors").write_text("1")
+    git("add", str(weights / "drl_cifar10.safetensors"))
+    git("commit", "-q", "-m", "Weights of a run")
+    assert git_commit(tmp_path) == commit
+    git("add", "data")
+    assert git_commit(tmp_path) == f"{commit}-dirty"
+    git("commit", "-q", "-m", "A judge")
+    commit = git_commit(tmp_path)
     (tmp_path / "code").write_text("2")
     assert git_commit(tmp_path) == f"{commit}-dirty"
     git("commit", "-q", "-a", "-m", "More")

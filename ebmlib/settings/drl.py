@@ -122,7 +122,7 @@ class DRLInterpolation(Settings):
     opens_run = False
     way: str = value("arc", "section 4.1; whose angle is not said", text="sphere", allowed=("arc", "angle"))
     steps: int = value(9, "images per row, with both ends; an odd number", smoke=3, gpu=17, low=3, check=check_odd)
-    pairs: int = value(64, "of samples, each with its path", smoke=2, quick=8, gpu=256, low=2)
+    pairs: int = value(64, "of samples, each with its path", smoke=2, quick=16, gpu=256, low=2)
     at_once: int = value(4, "pairs whose paths are sampled together", smoke=2, quick=16, gpu=64, low=1)
 
 
