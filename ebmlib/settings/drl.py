@@ -82,7 +82,7 @@ class DRLImages(Settings):
     head: str = value("time", "Table 4", text="dense", code="time", allowed=HEADS)
     spectral: bool = value(True, "Appendix B", both=True)
     batch: int = value(256, "Table 5", both=256, small=32, smoke=8, low=1)
-    iterations: int = value(50_000, "Table 5", both=50000, smoke=3, quick=500, cpu=4000, long=40_000, gpu=5000, low=1)
+    iterations: int = value(50_000, "Table 5", both=50000, smoke=3, quick=450, cpu=4000, long=40_000, gpu=5000, low=1)
     lr: float = value(1e-4, "Appendix B; of the details half", both=1e-4, small=1e-3, above=0)
     beta1: float = value(0.9, "Table 5", both=0.9, low=0, below=1)
     warmup: int = value(1000, "release", code=1000, smoke=1, quick=100, cpu=200, long=500, gpu=500, low=0)
